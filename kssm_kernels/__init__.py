@@ -1,0 +1,29 @@
+"""Fused kernels for oscillator networks in PyTorch.
+
+Ops: :func:`order_parameters`, :func:`kuramoto_update`, :func:`kuramoto_features`, :func:`bistable_coupling`.
+Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramotoV2`.
+"""
+
+from kssm_kernels._version import __version__
+from kssm_kernels.backends import available_backends, build_info, use_backend
+from kssm_kernels.nn import FusedKuramoto, FusedKuramotoV1, FusedKuramotoV2
+from kssm_kernels.ops.bistable_coupling import bistable_coupling
+from kssm_kernels.ops.kuramoto_features import kuramoto_features
+from kssm_kernels.ops.kuramoto_update import kuramoto_update
+from kssm_kernels.ops.noise import philox_normal
+from kssm_kernels.ops.order_parameters import order_parameters
+
+__all__ = [
+    "FusedKuramoto",
+    "FusedKuramotoV1",
+    "FusedKuramotoV2",
+    "__version__",
+    "available_backends",
+    "bistable_coupling",
+    "build_info",
+    "kuramoto_features",
+    "kuramoto_update",
+    "order_parameters",
+    "philox_normal",
+    "use_backend",
+]

@@ -1,0 +1,193 @@
+"""Coupling strength from the ten algebraic parameters of the bistable bank.
+
+    a, b, c, d, e, f, g, h, i, j = params                 (i and j take no part)
+    Delta = b g - c f,   u_raw = (d g - c h) / (a g - c e + 1e-6),   u = clamp(u_raw, low, high),   K = 2 sigmoid(u)
+
+With num = d g - c h, den = a g - c e + 1e-6 and r the gradient at u_raw (zero outside the clamp):
+
+    r = [low <= u_raw <= high] (gu + 2 gK sigmoid(u) (1 - sigmoid(u))),   gnum = r / den,   gden = -r u_raw / den
+    ga = gden g,  gb = gD g,  gc = -gD f - gnum h - gden e,  gd = gnum g,
+    ge = -gden c, gf = -gD c, gg = gD b + gnum d + gden a,   gh = -gnum c
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm_kernels import backends
+from kssm_kernels.ops._door import DTYPES, is_direct, refuse_second_derivative, second_derivative_message
+from kssm_kernels.ops.order_parameters import move_batch
+
+OP = "bistable_coupling"
+EPSILON = 1e-6  # in the denominator of u_raw
+
+
+# ---- pure torch ----
+
+
+def _forward_torch(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    a, b, c, d, e, f, g, h, _, _ = params.to(DTYPES[params.dtype][1]).unbind(-1)
+    u = ((d * g - c * h) / (a * g - c * e + EPSILON)).clamp(low, high)
+    return 2 * torch.sigmoid(u), u, b * g - c * f
+
+
+def _backward_torch(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    a, b, c, d, e, f, g, h, _, _ = params.to(DTYPES[params.dtype][1]).unbind(-1)
+    den = a * g - c * e + EPSILON
+    raw = (d * g - c * h) / den
+    s = torch.sigmoid(raw.clamp(low, high))
+    r = torch.where((raw >= low) & (raw <= high), gu + 2 * gk * s * (1 - s), 0.0)
+    num, den = r / den, -r * raw / den
+    zero = torch.zeros_like(r)
+    columns = (den * g, gd * g, -gd * f - num * h - den * e, num * g, -den * c, -gd * c, gd * b + num * d + den * a)
+    return torch.stack([*columns, -num * c, zero, zero], dim=-1)
+
+
+# ---- either backend ----
+
+
+def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    if backends.select(OP, params.device) == "torch":
+        return _forward_torch(params, low, high)
+    code, compute = DTYPES[params.dtype]
+    params = params.contiguous()
+    k, u, delta = (torch.empty(params.shape[:-1], dtype=compute, device=params.device) for _ in range(3))
+    backends.cpu_extension.bistable_coupling_forward(  # type: ignore[union-attr]
+        params.data_ptr(), k.numel(), code, low, high, k.data_ptr(), u.data_ptr(), delta.data_ptr()
+    )
+    return k, u, delta
+
+
+def _backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    if backends.select(OP, params.device) == "torch":
+        return _backward_torch(params, low, high, gk, gu, gd).to(params.dtype)
+    code = DTYPES[params.dtype][0]
+    params, gk, gu, gd = params.contiguous(), gk.contiguous(), gu.contiguous(), gd.contiguous()
+    out = torch.empty_like(params)
+    backends.cpu_extension.bistable_coupling_backward(  # type: ignore[union-attr]
+        params.data_ptr(), gk.numel(), code, low, high, gk.data_ptr(), gu.data_ptr(), gd.data_ptr(), out.data_ptr()
+    )
+    return out
+
+
+# ---- the direct door ----
+
+
+class _BistableCoupling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(params)
+        ctx.clamp = low, high
+        return _forward(params, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (params,) = ctx.saved_tensors
+        with torch.no_grad():
+            gradient = _backward(params, *ctx.clamp, *grads)
+        return *refuse_second_derivative(OP, (gradient,), (params, *grads)), None, None
+
+
+# ---- the registered door ----
+
+
+@torch.library.custom_op("kssm_kernels::bistable_coupling", mutates_args=())
+def _registered(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(params, low, high)
+
+
+@torch.library.custom_op("kssm_kernels::bistable_coupling_backward", mutates_args=())
+def _registered_backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    return _backward(params, low, high, gk, gu, gd)
+
+
+@_registered.register_fake
+def _(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    def empty() -> Tensor:
+        return params.new_empty(params.shape[:-1], dtype=DTYPES[params.dtype][1])
+
+    return empty(), empty(), empty()
+
+
+@_registered_backward.register_fake
+def _(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    return torch.empty(params.shape, dtype=params.dtype, device=params.device)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.clamp = inputs[1:]
+
+
+def _registered_gradient(ctx: Any, *grads: Tensor) -> Any:
+    (params,) = ctx.saved_tensors
+    return _registered_backward(params, *ctx.clamp, *grads), None, None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
+    raise RuntimeError(second_derivative_message(OP))
+
+
+_registered.register_autograd(_registered_gradient, setup_context=_setup_context)
+_registered_backward.register_autograd(_no_second_derivative)
+
+
+def _vmap(info: Any, dims: tuple[Any, ...], params: Tensor, low: float, high: float) -> Any:
+    return _registered(move_batch(params, dims[0], info.batch_size), low, high), (0, 0, 0)
+
+
+def _vmap_backward(info: Any, dims: tuple[Any, ...], params: Tensor, low: float, high: float, *grads: Tensor) -> Any:
+    moved = [move_batch(g, d, info.batch_size) for g, d in zip(grads, dims[3:], strict=True)]
+    return _registered_backward(move_batch(params, dims[0], info.batch_size), low, high, *moved), 0
+
+
+if hasattr(_registered, "register_vmap"):  # torch >= 2.5
+    _registered.register_vmap(_vmap)
+    _registered_backward.register_vmap(_vmap_backward)
+
+
+# ---- the public op ----
+
+
+def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 10.0)) -> tuple[Tensor, Tensor, Tensor]:
+    """Coupling strength K, latent u and determinant Delta of the bistable bank from its ten algebraic parameters.
+
+    Equation: with ``a..j = params``, ``Delta = b g - c f``, ``u = clamp((d g - c h) / (a g - c e + 1e-6), low, high)``,
+    ``K = 2 sigmoid(u)``.
+
+    Args:
+        params: ``[..., 10]``, dimensionless; float32, float64, bfloat16 or float16.
+        clamp: ``(low, high)``, or None for the monostable bank (no clamp).
+
+    Returns:
+        ``(K, u, Delta)``, each ``[...]``, in float32 (float64 for float64 params): K feeds a kernel that works in it.
+
+    Raises:
+        TypeError: params is not a floating tensor. ValueError: its last axis is not 10, or ``low > high``.
+        RuntimeError: a backend that cannot run here was asked for; a second derivative was asked for.
+
+    Source: K-SSM v3, the bank with the bistability constraint.
+
+    >>> import torch
+    >>> from kssm_kernels import bistable_coupling
+    >>> K, u, Delta = bistable_coupling(torch.tensor([1.0, 2.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
+    >>> round(K.item(), 3), round(u.item(), 3), Delta.item()
+    (1.462, 1.0, 2.0)
+    """
+    if not isinstance(params, Tensor) or params.dtype not in DTYPES:
+        got = params.dtype if isinstance(params, Tensor) else type(params).__name__
+        raise TypeError(f"{OP}: params must be a float32, float64, bfloat16 or float16 tensor, got {got}")
+    if params.dim() == 0 or params.shape[-1] != 10:
+        raise ValueError(f"{OP}: params must have shape [..., 10], got {tuple(params.shape)}")
+    low, high = (-math.inf, math.inf) if clamp is None else clamp
+    if not low <= high:
+        raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
+    if not is_direct(OP, params):
+        return _registered(params, low, high)  # type: ignore[no-any-return]
+    if params.requires_grad and torch.is_grad_enabled():
+        return _BistableCoupling.apply(params, low, high)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(params, low, high)

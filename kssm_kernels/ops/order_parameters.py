@@ -1,0 +1,282 @@
+"""Order parameters of ensembles of phase oscillators.
+
+    Z_n = (1/N) sum_j exp(i n theta_j),   C_n = Re Z_n,  S_n = Im Z_n,  M_n = sqrt(C_n^2 + S_n^2 + 1e-8),   n = 1..H
+
+    dL/dtheta_j = (1/N) sum_n n (gS_n cos(n theta_j) - gC_n sin(n theta_j)),
+    with gC_n += gM_n C_n / M_n and gS_n += gM_n S_n / M_n.
+
+One sine and one cosine per oscillator; the harmonics follow from a recurrence, so nothing of size [..., N, H] exists.
+
+The plain Chebyshev recurrence x_{n+1} = 2 cos(theta) x_n - x_{n-1} loses n^2 ulp where theta is near a multiple of pi.
+Here the first ``m`` harmonics come from products, and the rest from m chains of stride m,
+x_{n+m} = 2 cos(m theta) x_n - x_{n-m}, which loses (H/m)^2 ulp at the same cost (docs/accuracy.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm_kernels import backends
+from kssm_kernels.ops._door import (
+    DTYPES,
+    MAX_HARMONICS,
+    check_integer,
+    check_phases,
+    is_direct,
+    refuse_second_derivative,
+    second_derivative_message,
+)
+
+OP = "order_parameters"
+EPSILON = 1e-8  # under the square root of M_n
+
+
+# ---- pure torch: the reference, and what runs on every device without a kernel ----
+
+
+def chain_stride(harmonics: int) -> int:
+    """Number m of interleaved recurrences for 1..H (the same in csrc/math/harmonics.h)."""
+    return 4 if harmonics <= 32 else 8 if harmonics <= 128 else 16
+
+
+def harmonics_of(theta: Tensor, harmonics: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields (n, cos(n theta), sin(n theta)) for n = 1..H, in the order of the chains; read each before the next.
+
+    Holds about 2 m + 6 tensors of theta's size, whatever H is.
+    """
+    m = min(chain_stride(harmonics), harmonics)
+    cos, sin = [torch.ones_like(theta), torch.cos(theta)], [torch.zeros_like(theta), torch.sin(theta)]
+    for n in range(2, m + 1):
+        a, b = n // 2, n - n // 2
+        cos.append(torch.addcmul(cos[a] * cos[b], sin[a], sin[b], value=-1))
+        sin.append(torch.addcmul(sin[a] * cos[b], cos[a], sin[b]))
+    for n in range(1, m + 1):
+        yield n, cos[n], sin[n]
+    twice = 2 * cos[m]
+    for r in range(1, m + 1):
+        c0, s0, c1, s1 = cos[m - r].clone(), -sin[m - r], cos[r].clone(), sin[r].clone()
+        for n in range(r + m, harmonics + 1, m):
+            c0, c1 = c1, c0.neg_().addcmul_(twice, c1)
+            s0, s1 = s1, s0.neg_().addcmul_(twice, s1)
+            yield n, c1, s1
+
+
+def _row_chunks(theta: Tensor) -> Iterator[slice]:
+    """Rows per pass: few enough on the CPU that a pass stays in cache, many elsewhere, where launches dominate."""
+    rows, n = theta.shape
+    step = max(1, (1 << 15 if theta.device.type == "cpu" else 1 << 22) // n)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def magnitude(c: Tensor, s: Tensor) -> Tensor:
+    return torch.sqrt(c * c + s * s + EPSILON)
+
+
+def features_torch(theta: Tensor, harmonics: int) -> Tensor:
+    """[..., N] -> [..., 3H] in theta's arithmetic dtype (no gradient of its own)."""
+    n = theta.shape[-1]
+    flat = theta.reshape(-1, n)
+    compute = DTYPES[theta.dtype][1]
+    out = torch.empty(3, harmonics, flat.shape[0], dtype=compute, device=theta.device)
+    for rows in _row_chunks(flat):
+        for k, c, s in harmonics_of(flat[rows].to(compute), harmonics):
+            out[0, k - 1, rows] = c.sum(-1)
+            out[1, k - 1, rows] = s.sum(-1)
+    out[:2] /= n
+    out[2] = magnitude(out[0], out[1])
+    return out.permute(2, 0, 1).reshape(*theta.shape[:-1], 3 * harmonics).contiguous()
+
+
+def features_backward_torch(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    """dL/dtheta [..., N], in theta's arithmetic dtype, from dL/dfeatures [..., 3H]."""
+    n, harmonics = theta.shape[-1], features.shape[-1] // 3
+    compute = DTYPES[theta.dtype][1]
+    c, s, m = features.reshape(-1, 3, harmonics).to(compute).unbind(1)
+    gc, gs, gm = grad.reshape(-1, 3, harmonics).to(compute).unbind(1)
+    weight = torch.arange(1, harmonics + 1, device=theta.device, dtype=compute) / n
+    on_cos = weight * (gs + gm * s / m)
+    on_sin = -weight * (gc + gm * c / m)
+    flat = theta.reshape(-1, n)
+    out = torch.empty(flat.shape, dtype=compute, device=theta.device)
+    for rows in _row_chunks(flat):
+        total = out[rows].zero_()
+        for k, cos, sin in harmonics_of(flat[rows].to(compute), harmonics):
+            total.addcmul_(cos, on_cos[rows, k - 1, None]).addcmul_(sin, on_sin[rows, k - 1, None])
+    return out.reshape(theta.shape)
+
+
+# ---- the compiled CPU kernel ----
+
+
+def rows_of(theta: Tensor) -> tuple[Tensor, int, int, int]:
+    """(tensor that owns the memory, rows, row stride, column stride) of [..., N] seen as a matrix; copies only if it must."""
+    n = theta.shape[-1]
+    if theta.is_contiguous():
+        return theta, theta.numel() // n, n, 1
+    flat = theta.reshape(-1, n)
+    row_stride, column_stride = flat.stride()
+    return flat, flat.shape[0], row_stride, column_stride
+
+
+def _forward(theta: Tensor, harmonics: int) -> Tensor:
+    if backends.select(OP, theta.device) == "torch":
+        return features_torch(theta, harmonics).to(theta.dtype)
+    out = torch.empty((*theta.shape[:-1], 3 * harmonics), dtype=theta.dtype, device=theta.device)
+    data, rows, row_stride, column_stride = rows_of(theta)
+    backends.cpu_extension.order_parameters_forward(  # type: ignore[union-attr]
+        data.data_ptr(),
+        rows,
+        theta.shape[-1],
+        row_stride,
+        column_stride,
+        DTYPES[theta.dtype][0],
+        harmonics,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    if backends.select(OP, theta.device) == "torch":
+        return features_backward_torch(theta, features, grad).to(theta.dtype)
+    features, grad = features.contiguous(), grad.contiguous()
+    out = torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
+    data, rows, row_stride, column_stride = rows_of(theta)
+    backends.cpu_extension.order_parameters_backward(  # type: ignore[union-attr]
+        data.data_ptr(),
+        rows,
+        theta.shape[-1],
+        row_stride,
+        column_stride,
+        DTYPES[theta.dtype][0],
+        features.shape[-1] // 3,
+        features.data_ptr(),
+        grad.data_ptr(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+# ---- the direct door ----
+
+
+class _OrderParameters(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, harmonics: int) -> Tensor:
+        features = _forward(theta, harmonics)
+        ctx.save_for_backward(theta, features)
+        return features
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        theta, features = ctx.saved_tensors
+        with torch.no_grad():
+            gradient = _backward(theta, features, grads[0])
+        return *refuse_second_derivative(OP, (gradient,), (theta, *grads)), None
+
+
+# ---- the registered door ----
+
+
+@torch.library.custom_op("kssm_kernels::order_parameters", mutates_args=())
+def _registered(theta: Tensor, harmonics: int) -> Tensor:
+    return _forward(theta, harmonics)
+
+
+@torch.library.custom_op("kssm_kernels::order_parameters_backward", mutates_args=())
+def _registered_backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    return _backward(theta, features, grad)
+
+
+@_registered.register_fake
+def _(theta: Tensor, harmonics: int) -> Tensor:
+    return theta.new_empty((*theta.shape[:-1], 3 * harmonics))
+
+
+@_registered_backward.register_fake
+def _(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    return torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], output)
+
+
+def _registered_gradient(ctx: Any, grad: Tensor) -> Any:
+    theta, features = ctx.saved_tensors
+    return _registered_backward(theta, features, grad), None
+
+
+def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
+    raise RuntimeError(second_derivative_message(OP))
+
+
+_registered.register_autograd(_registered_gradient, setup_context=_setup_context)
+_registered_backward.register_autograd(_no_second_derivative)
+
+
+def move_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """A vmapped tensor with its batch axis first; an unbatched one repeated (a view)."""
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _vmap(info: Any, dims: tuple[Any, ...], theta: Tensor, harmonics: int) -> Any:
+    return _registered(move_batch(theta, dims[0], info.batch_size), harmonics), 0
+
+
+def _vmap_backward(info: Any, dims: tuple[Any, ...], *tensors: Tensor) -> Any:
+    moved = [move_batch(t, d, info.batch_size) for t, d in zip(tensors, dims, strict=True)]
+    return _registered_backward(*moved), 0
+
+
+if hasattr(_registered, "register_vmap"):  # torch >= 2.5
+    _registered.register_vmap(_vmap)
+    _registered_backward.register_vmap(_vmap_backward)
+
+
+# ---- the public op ----
+
+
+def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
+    """Real and imaginary parts and magnitudes of the first H order parameters of each ensemble.
+
+    Equation: ``Z_n = (1/N) sum_j exp(i n theta_j)``, ``C_n = Re Z_n``, ``S_n = Im Z_n``,
+    ``M_n = sqrt(C_n^2 + S_n^2 + 1e-8)`` for ``n = 1..H``. ``M_1`` is the Kuramoto order parameter R.
+
+    Args:
+        theta: phases in radians, ``[..., N]``, N >= 1, any strides; float32, float64, bfloat16 or float16 (the last
+            two are widened to float32 inside). Any finite phase gives a right answer.
+        harmonics: H, 1 to 256.
+
+    Returns:
+        ``[..., 3H]`` laid out ``[C_1..C_H | S_1..S_H | M_1..M_H]``, dimensionless, theta's dtype and device.
+
+    Raises:
+        TypeError: theta is not a tensor of one of the four dtypes, or harmonics not an int.
+        ValueError: theta has no axis or an empty last one, or harmonics is out of range.
+        RuntimeError: a backend was asked for that cannot run here; or, in backward, a second derivative was.
+
+    Same inputs give the same bits for any number of threads on the CPU.
+
+    Source: Y. Kuramoto, Chemical Oscillations, Waves, and Turbulence (1984); H. Daido, Physica D 91 (1996), for n > 1.
+
+    >>> import torch
+    >>> from kssm_kernels import order_parameters
+    >>> theta = torch.tensor([0.0, torch.pi])             # two oscillators in antiphase
+    >>> order_parameters(theta, 2).round(decimals=3).abs()  # C_1 C_2 S_1 S_2 M_1 M_2
+    tensor([0., 1., 0., 0., 0., 1.])
+    """
+    check_phases(OP, theta)
+    check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
+    if not is_direct(OP, theta):
+        return _registered(theta, harmonics)
+    if theta.requires_grad and torch.is_grad_enabled():
+        return _OrderParameters.apply(theta, harmonics)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(theta, harmonics)
