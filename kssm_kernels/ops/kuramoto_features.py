@@ -149,7 +149,7 @@ def _backward_torch(
     theta: Tensor, u: Update, g_features: Tensor | None, g_phases: Tensor | None, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     call = _Torch(theta, u)
-    length = u.steps if u.steps <= SEGMENT else math.isqrt(u.steps - 1) + 1
+    length = max(1, u.steps if u.steps <= SEGMENT else math.isqrt(u.steps - 1) + 1)
     marks = [call.start]  # the state at steps 0, length, 2 length, ...
     for first in range(0, u.steps - length, length):
         marks.append(call.trajectory(marks[-1], first, first + length)[-1])

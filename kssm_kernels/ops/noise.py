@@ -66,7 +66,11 @@ def _box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     z = f * f
     log_mantissa = f - 0.5 * z + (z * f) * _horner(LOG_POLYNOMIAL, f)
     minus_log = (24 - exponent).to(torch.float32) * float(torch.tensor(math.log(2.0))) - log_mantissa
-    radius = torch.sqrt(2.0 * minus_log.clamp_min(0.0))
+    # torch.sqrt goes through a vector library on x86 that misrounds one float32 in six (torch 2.13); by way of float64
+    # all 2^24 values that can occur come out right (tests/test_noise.py). MPS has no float64.
+    squared = 2.0 * minus_log.clamp_min(0.0)
+    wide = torch.float32 if squared.device.type == "mps" else torch.float64
+    radius = torch.sqrt(squared.to(wide)).to(torch.float32)
     # angle = quadrant * pi/2 + x: two bits of quadrant, 24 bits of x in [-pi/4, pi/4)
     quadrant = word1 >> 30
     x = (((word1 >> 6) & 0xFFFFFF) - 0x800000).to(torch.float32) * float(torch.tensor(math.pi / 2 / 2**24))

@@ -1,0 +1,48 @@
+"""Case M: theta [8, 512, 192], 32 harmonics, float32, beside the family's formula in eager and under torch.compile."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import baselines
+from bench.compare import FLOOR, check_op, compare, floor, forward_backward
+from bench.interleave import SMOKE, THREADS
+from kssm_kernels import order_parameters
+
+SHAPE = (2, 16, 192) if SMOKE else (8, 512, 192)
+HARMONICS = 32
+# 1.4 times the floor is 71 % of it.
+TARGETS = {
+    "forward": {"eager": 110.0, "torch.compile": 16.0, FLOOR: 1 / 1.4},
+    "forward and backward": {"eager": 150.0, "torch.compile": 28.0},
+}
+
+
+def ours(theta: torch.Tensor) -> torch.Tensor:
+    return order_parameters(theta, HARMONICS)
+
+
+def eager(theta: torch.Tensor) -> torch.Tensor:
+    return baselines.order_parameters(theta, HARMONICS)
+
+
+@pytest.mark.parametrize("direction", TARGETS)
+def test_order_parameters(benchmark: BenchmarkFixture, direction: str) -> None:
+    theta = (torch.rand(SHAPE) * 2 - 1) * math.pi
+    grad = torch.randn(*SHAPE[:-1], 3 * HARMONICS)
+    functions = {"ours": ours, "eager": eager}
+    if not SMOKE:
+        functions["torch.compile"] = torch.compile(eager, dynamic=False)
+
+    check_op("order_parameters", ours, eager, theta, grad)
+    whole = theta.clone().requires_grad_()
+    if direction == "forward":
+        calls = {name: (lambda f=f: f(theta)) for name, f in functions.items()}
+    else:
+        calls = {name: forward_backward(f, (whole,), grad) for name, f in functions.items()}
+    calls |= floor(theta.numel(), HARMONICS, 1 if direction == "forward" else 2, THREADS)
+    compare(benchmark, f"order_parameters {direction}", calls.pop("ours"), calls, TARGETS[direction])

@@ -1,0 +1,260 @@
+// Mean-field phase update and order parameters of the updated phases, row by row, and their adjoint. Equations:
+// kssm_kernels/ops/kuramoto_features.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
+// a longer row has all threads to itself.
+
+#include "entry_points.h"
+#include "harmonic_sums.h"
+#include "kuramoto_row.h"
+
+KSSM_NAMESPACE_BEGIN
+
+namespace {
+
+constexpr int64_t kSegment = 64;  // trajectories up to this many steps are kept whole (SEGMENT in Python)
+
+KSSM_FN double work(const KuramotoCall& call) {
+  const double per_oscillator = 2.0 * call.harmonics + 20 + 30.0 * static_cast<double>(call.steps);
+  return static_cast<double>(call.rows) * static_cast<double>(call.n) * per_oscillator / kLanes<float>;
+}
+
+struct Plan {
+  explicit Plan(const KuramotoCall& call)
+      : threads(worth_threads(work(call), call.threads)), within_row(call.n > kBlock ? threads : 1),
+        chunks(call.n > kBlock ? 1 : call.rows < kMaxChunks ? call.rows : kMaxChunks) {}
+  int threads, within_row;
+  int64_t chunks;
+};
+
+template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out) {
+  const Operand& theta = call.operands[kTheta];
+  load_row<T>(call.code, element(theta.data, call.code, row * theta.row_stride), theta.column_stride, call.n, out);
+}
+
+// One vector of phases that all rows start from: its mean field is computed once per chunk.
+KSSM_FN bool starts_alike(const KuramotoCall& call) { return call.operands[kTheta].row_stride == 0 && call.steps == 1; }
+
+template <class T> bool forward(const KuramotoCall& call, void* features, void* phases) {
+  const Plan plan(call);
+  bool ok = true;
+  parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
+    RowBuffer<T> start(call.n, ok), theta(call.n, ok);
+    KuramotoRow<T> row(call, plan.within_row, ok);
+    FeatureWork<T> feature_work(call.harmonics, ok);
+    Mean<T> z{};
+    const int64_t first = chunk * call.rows / plan.chunks, last = (chunk + 1) * call.rows / plan.chunks;
+    for (int64_t r = first; r < last && !failed(ok); ++r) {
+      row.set_row(r);
+      const T* state = start;
+      if (r == first || !starts_alike(call)) load_theta<T>(call, r, start);
+      for (int64_t s = 0; s < call.steps; ++s) {
+        if (r == first || !starts_alike(call)) z = row.mean_field(state);
+        row.advance(state, z, s, theta);
+        state = theta;
+      }
+      if (phases) store_row<T>(call.code, element(phases, call.code, r * call.n), call.n, state);
+      if (call.harmonics)
+        row_features<T>(
+            call.n, call.harmonics, plan.within_row, [&](int64_t begin, int64_t, T*) { return state + begin; },
+            feature_work, call.code, element(features, call.code, r * 3 * call.harmonics), ok);
+    }
+  });
+  return ok;
+}
+
+// ---- backward ----
+
+// Gradients of one operand: summed over rows in one partial result per chunk, then over chunks in order.
+template <class T> class GradientSum {
+ public:
+  GradientSum(const GradientTarget& target, int code, int64_t n, int64_t chunks, bool& ok)
+      : target_(target), code_(code), n_(n), chunks_(chunks), columns_(shared_columns() ? chunks * n : 0, ok),
+        scalars_(shared_scalar() ? chunks : 0, ok) {
+    if (failed(ok)) return;
+    for (int64_t i = 0; i < (shared_columns() ? chunks * n : 0); ++i) columns_[i] = T(0);
+    for (int64_t i = 0; i < (shared_scalar() ? chunks : 0); ++i) scalars_[i] = 0.0;
+  }
+  bool wanted() const { return target_.data != nullptr; }
+
+  void add(KuramotoRow<T>& row, int64_t chunk, int64_t r, const T* g) {
+    if (!wanted()) return;
+    if (target_.per_row && target_.per_column) {
+      store_row<T>(code_, element(target_.data, code_, r * n_), n_, g);
+    } else if (target_.per_row) {
+      static_cast<T*>(target_.data)[r] = static_cast<T>(row.sum(g));
+    } else if (target_.per_column) {
+      T* sum = columns_ + chunk * n_;
+      row.for_blocks([&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; ++j) sum[j] += g[j];
+      });
+    } else {
+      scalars_[chunk] += row.sum(g);
+    }
+  }
+
+  void finish() {
+    if (shared_columns()) {
+      for (int64_t j = 0; j < n_; ++j) {
+        double sum = 0.0;
+        for (int64_t c = 0; c < chunks_; ++c) sum += static_cast<double>(columns_[c * n_ + j]);
+        static_cast<T*>(target_.data)[j] = static_cast<T>(sum);
+      }
+    }
+    if (shared_scalar()) {
+      double sum = 0.0;
+      for (int64_t c = 0; c < chunks_; ++c) sum += scalars_[c];
+      *static_cast<T*>(target_.data) = static_cast<T>(sum);
+    }
+  }
+
+ private:
+  bool shared_columns() const { return wanted() && !target_.per_row && target_.per_column; }
+  bool shared_scalar() const { return wanted() && !target_.per_row && !target_.per_column; }
+
+  const GradientTarget target_;
+  const int code_;
+  const int64_t n_, chunks_;
+  Buffer<T> columns_;
+  Buffer<double> scalars_;
+};
+
+template <class T> constexpr int code_of() { return sizeof(T) == 8 ? kFloat64 : kFloat32; }
+
+KSSM_FN int64_t segment_length(int64_t steps) {
+  if (steps <= kSegment) return steps;
+  int64_t length = kSegment / 8;
+  while (length * length < steps) ++length;
+  return length;
+}
+
+// Everything one chunk of rows needs to run backward.
+template <class T> class Adjoint {
+ public:
+  Adjoint(const KuramotoCall& call, const KuramotoSaved& saved, GradientSum<T>* sums, int threads, bool& ok)
+      : call_(call), saved_(saved), sums_(sums), threads_(threads), stride_(padded<T>(call.n)),
+        length_(segment_length(call.steps)), segments_(length_ ? (call.steps + length_ - 1) / length_ : 1),
+        row_(call, threads, ok), states_((length_ ? length_ : 1) * stride_, ok),
+        marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok),
+        means_(length_, ok), totals_(kOperands * stride_, ok), rest_(8 * call.harmonics, ok),
+        numbers_(kMaxGroupNumbers, ok) {}
+
+  void run(int64_t chunk, int64_t r, bool first_of_chunk) {
+    row_.set_row(r);
+    T* totals[kOperands] = {};
+    for (int k = kCoupling; k < kOperands; ++k) {
+      if (!sums_[k].wanted()) continue;
+      totals[k] = totals_ + k * stride_;
+      zero<T>(totals[k], call_.n);
+    }
+    const bool keep = starts_alike(call_) && !first_of_chunk;
+    if (!keep) load_padded(r);
+    if (segments_ > 1) mark();
+    for (int64_t k = segments_ - 1; k >= 0; --k) {
+      const int64_t first = k * length_, last = first + length_ < call_.steps ? first + length_ : call_.steps;
+      if (segments_ > 1) copy(marks_ + k * stride_, states_);
+      replay(first, last, keep);
+      if (last == call_.steps) gradient_of_end(r, last - first);
+      for (int64_t s = last - 1; s >= first; --s) {
+        const T* state = states_ + (s - first) * stride_;
+        if (s != last - 1) row_.mean_field(state);  // for its cos and sin; the mean is the same
+        row_.adjoint(state, means_[s - first], s, g_, totals);
+      }
+    }
+    sums_[kTheta].add(row_, chunk, r, g_);
+    for (int k = kCoupling; k < kOperands; ++k) sums_[k].add(row_, chunk, r, totals[k]);
+  }
+
+ private:
+  void copy(const T* from, T* to) {
+    for (int64_t j = 0; j < stride_; j += kLanes<T>) store(to + j, load(from + j));
+  }
+
+  void load_padded(int64_t r) {
+    store(states_ + stride_ - kLanes<T>, Vec<T>{});
+    load_theta<T>(call_, r, states_);
+  }
+
+  // the states at steps 0, length, 2 length, ..
+  void mark() {
+    copy(states_, marks_);
+    for (int64_t s = 0; s < (segments_ - 1) * length_; ++s) {
+      row_.advance(states_, row_.mean_field(states_), s, states_);
+      if ((s + 1) % length_ == 0) copy(states_, marks_ + (s + 1) / length_ * stride_);
+    }
+  }
+
+  // states and mean fields of steps first..last, from the first state; the end too, where nobody saved it
+  void replay(int64_t first, int64_t last, bool keep) {
+    for (int64_t s = first; s < last; ++s) {
+      T* state = states_ + (s - first) * stride_;
+      if (!keep) means_[s - first] = row_.mean_field(state);
+      if (s + 1 < last) row_.advance(state, means_[s - first], s, state + stride_);
+    }
+    if (last == call_.steps && last > first && saved_.grad_features && !saved_.phases) {
+      const int64_t i = last - 1 - first;
+      row_.advance(states_ + i * stride_, means_[i], last - 1, end_);
+    }
+  }
+
+  void gradient_of_end(int64_t r, int64_t steps_in_segment) {
+    const int64_t n = call_.n;
+    zero<T>(g_, n);
+    if (saved_.grad_phases) load_row<T>(call_.code, element(saved_.grad_phases, call_.code, r * n), 1, n, g_);
+    if (!saved_.grad_features) return;
+    const T* end = end_;
+    if (saved_.phases) load_row<T>(call_.code, element(saved_.phases, call_.code, r * n), 1, n, end_);
+    else if (steps_in_segment == 0) end = states_;
+    const int64_t at = r * 3 * call_.harmonics;
+    adjoint_numbers<T>(call_.code, element(saved_.features, call_.code, at),
+                       element(saved_.grad_features, call_.code, at), n, call_.harmonics, rest_, numbers_);
+    row_.for_blocks([&](int64_t begin, int64_t stop) {
+      harmonic_adjoint<T>(end + begin, stop - begin, call_.harmonics, numbers_, g_ + begin);
+    });
+    for (int64_t j = n; j < stride_; ++j) g_[j] = T(0);
+  }
+
+  const KuramotoCall& call_;
+  const KuramotoSaved& saved_;
+  GradientSum<T>* const sums_;
+  const int threads_;
+  const int64_t stride_, length_, segments_;
+  KuramotoRow<T> row_;
+  Buffer<T> states_, marks_;
+  RowBuffer<T> end_, g_;
+  Buffer<Mean<T>> means_;
+  Buffer<T> totals_, rest_, numbers_;
+};
+
+template <class T>
+bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
+  const Plan plan(call);
+  bool ok = true;
+  // theta's own gradient leaves in theta's dtype if no sum is taken over rows; all else in the arithmetic dtype
+  GradientSum<T> sums[kOperands] = {
+      {targets[kTheta], targets[kTheta].per_row ? call.code : code_of<T>(), call.n, plan.chunks, ok},
+      {targets[kCoupling], code_of<T>(), call.n, plan.chunks, ok},
+      {targets[kOmega], code_of<T>(), call.n, plan.chunks, ok},
+      {targets[kLag], code_of<T>(), call.n, plan.chunks, ok},
+      {targets[kNoise], code_of<T>(), call.n, plan.chunks, ok},
+  };
+  if (failed(ok)) return false;
+  parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
+    Adjoint<T> adjoint(call, saved, sums, plan.within_row, ok);
+    const int64_t first = chunk * call.rows / plan.chunks, last = (chunk + 1) * call.rows / plan.chunks;
+    for (int64_t r = first; r < last && !failed(ok); ++r) adjoint.run(chunk, r, r == first);
+  });
+  if (ok)
+    for (auto& sum : sums) sum.finish();
+  return ok;
+}
+
+}  // namespace
+
+bool kuramoto_forward(const KuramotoCall& call, void* features, void* phases) {
+  return call.code == kFloat64 ? forward<double>(call, features, phases) : forward<float>(call, features, phases);
+}
+
+bool kuramoto_backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
+  return call.code == kFloat64 ? backward<double>(call, saved, targets) : backward<float>(call, saved, targets);
+}
+
+KSSM_NAMESPACE_END

@@ -1,0 +1,111 @@
+// Rows of phases in and out of the four dtypes, and scratch memory.
+#pragma once
+
+#include <stdlib.h>
+
+#include "simd.h"
+
+KSSM_NAMESPACE_BEGIN
+
+// The codes of kssm_kernels/ops/_door.py; arithmetic is float for the 16-bit ones.
+enum Dtype { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
+KSSM_FN int64_t dtype_size(int code) { return code == kFloat32 ? 4 : code == kFloat64 ? 8 : 2; }
+
+KSSM_FN float bfloat16_to_float(uint16_t h) { return from_bits<float>(static_cast<int32_t>(static_cast<uint32_t>(h) << 16)); }
+
+KSSM_FN uint16_t float_to_bfloat16(float x) {
+  const uint32_t u = static_cast<uint32_t>(bits(x));
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  return static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+
+KSSM_FN float float16_to_float(uint16_t h) {
+  const uint32_t magnitude = static_cast<uint32_t>(h & 0x7fffu) << 13;
+  // scaling by 2^112 moves the exponent's bias and normalises subnormals alike
+  const uint32_t finite = static_cast<uint32_t>(bits(from_bits<float>(static_cast<int32_t>(magnitude)) * 0x1p112f));
+  const uint32_t u = (h & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : finite;
+  return from_bits<float>(static_cast<int32_t>(u | (static_cast<uint32_t>(h & 0x8000u) << 16)));
+}
+
+KSSM_FN uint16_t float_to_float16(float x) {
+  const uint32_t u = static_cast<uint32_t>(bits(x)), sign = (u >> 16) & 0x8000u, size = u & 0x7fffffffu;
+  const float magnitude = from_bits<float>(static_cast<int32_t>(size));
+  // adding 1/2 rounds a subnormal result to its 2^-24 grid
+  const uint32_t subnormal = static_cast<uint32_t>(bits(magnitude + 0.5f)) - 0x3f000000u;
+  const uint32_t normal = (size + 0xc8000fffu + ((size >> 13) & 1u)) >> 13;  // rebias by -112, round to nearest even
+  const uint32_t special = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return static_cast<uint16_t>(sign | (size >= 0x47800000u ? special : size < 0x38800000u ? subnormal : normal));
+}
+
+// count elements from `source` (of dtype code, `stride` elements apart) to contiguous T.
+template <class T> inline void load_row(int code, const void* source, int64_t stride, int64_t count, T* out) {
+  if (code == kFloat32) {
+    const float* p = static_cast<const float*>(source);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(p[i * stride]);
+  } else if (code == kFloat64) {
+    const double* p = static_cast<const double*>(source);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(p[i * stride]);
+  } else if (code == kBfloat16) {
+    const uint16_t* p = static_cast<const uint16_t*>(source);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(bfloat16_to_float(p[i * stride]));
+  } else {
+    const uint16_t* p = static_cast<const uint16_t*>(source);
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(float16_to_float(p[i * stride]));
+  }
+}
+
+template <class T> inline void store_row(int code, void* target, int64_t count, const T* source) {
+  if (code == kFloat32) {
+    float* p = static_cast<float*>(target);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(source[i]);
+  } else if (code == kFloat64) {
+    double* p = static_cast<double*>(target);
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<double>(source[i]);
+  } else if (code == kBfloat16) {
+    uint16_t* p = static_cast<uint16_t*>(target);
+    for (int64_t i = 0; i < count; ++i) p[i] = float_to_bfloat16(static_cast<float>(source[i]));
+  } else {
+    uint16_t* p = static_cast<uint16_t*>(target);
+    for (int64_t i = 0; i < count; ++i) p[i] = float_to_float16(static_cast<float>(source[i]));
+  }
+}
+
+KSSM_FN const void* element(const void* base, int code, int64_t index) {
+  return static_cast<const char*>(base) + index * dtype_size(code);
+}
+KSSM_FN void* element(void* base, int code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
+
+// Aligned scratch memory of one scope; clears `ok`, which threads share, if there is none.
+template <class T> class Buffer {
+ public:
+  Buffer(int64_t count, bool& ok) {
+    const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
+    memory_ = static_cast<T*>(aligned_alloc(64, static_cast<size_t>(bytes)));
+    if (!memory_) __atomic_store_n(&ok, false, __ATOMIC_RELAXED);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { free(memory_); }
+  operator T*() const { return memory_; }
+
+ private:
+  T* memory_;
+};
+
+KSSM_FN bool failed(const bool& ok) { return !__atomic_load_n(&ok, __ATOMIC_RELAXED); }
+
+template <class T> KSSM_FN int64_t padded(int64_t n) { return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
+
+template <class T> KSSM_FN void zero(T* row, int64_t n) {
+  for (int64_t j = 0; j < padded<T>(n); j += kLanes<T>) store(row + j, Vec<T>{});
+}
+
+// Scratch for a row of n: vectors that reach past its end read zeros there.
+template <class T> class RowBuffer : public Buffer<T> {
+ public:
+  RowBuffer(int64_t n, bool& ok) : Buffer<T>(padded<T>(n), ok) {
+    if (T* memory = *this) store(memory + padded<T>(n) - kLanes<T>, Vec<T>{});
+  }
+};
+
+KSSM_NAMESPACE_END

@@ -1,0 +1,36 @@
+// Work over threads with a result that does not depend on how many there are: work is cut by its size alone into
+// pieces, a piece is computed by one thread, and pieces are combined in their order.
+#pragma once
+
+#include "simd.h"
+
+KSSM_NAMESPACE_BEGIN
+
+// Oscillators of one row that one thread takes at a time: 16 KiB of float phases, half a first-level cache.
+constexpr int64_t kBlock = 4096;
+// Groups of rows, at most; each owns a partial sum of what all rows share.
+constexpr int64_t kMaxChunks = 128;
+
+// Uses GOMP_parallel and nothing else of the OpenMP runtime, which every runtime torch ships with offers.
+template <class F> inline void parallel_for(int64_t count, int threads, const F& body) {
+  if (threads <= 1 || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) body(i);
+    return;
+  }
+  int64_t next = 0;
+#pragma omp parallel num_threads(threads)
+  {
+    for (;;) {
+      const int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (i >= count) break;
+      body(i);
+    }
+  }
+}
+
+// A problem below this many vector operations is done before a second thread is awake (docs/performance.md).
+constexpr double kSerialWork = 1 << 15;
+
+KSSM_FN int worth_threads(double vector_operations, int threads) { return vector_operations < kSerialWork ? 1 : threads; }
+
+KSSM_NAMESPACE_END
