@@ -109,19 +109,19 @@ def use_backend(name: str) -> Iterator[None]:
         _explicit.pop()
 
 
-def select(op: str, device: torch.device) -> str:
-    """The backend that runs ``op`` on ``device``; raises if an explicit request cannot be served there."""
+def select(op: str, tensor: torch.Tensor) -> str:
+    """The backend that runs ``op`` on ``tensor``'s device; raises if an explicit request cannot be served there."""
     wanted = _explicit[-1] if _explicit else _environment
     if not wanted:
-        if device.type != "cpu":
+        if not tensor.is_cpu:
             return "torch"
         if cpu_extension is None:
             _warn_once()
             return "torch"
         return "cpu"
     if wanted == "cpu":
-        if device.type != "cpu":
-            raise RuntimeError(f"{op}: backend 'cpu' was asked for, but the tensors are on {device}")
+        if not tensor.is_cpu:
+            raise RuntimeError(f"{op}: backend 'cpu' was asked for, but the tensors are on {tensor.device}")
         if cpu_extension is None:
             raise RuntimeError(f"{op}: backend 'cpu' was asked for, but {_cpu_reason}")
     return wanted

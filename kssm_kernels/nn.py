@@ -6,7 +6,7 @@ Assigning one over the original class is the whole migration; a checkpoint of th
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,10 @@ class FusedKuramoto(nn.Module):
         if self.last_delta_val is None or self.last_u_val is None:
             raise RuntimeError("FusedKuramoto: get_regularization_loss needs a forward call first")
         return lambda1 / (self.last_delta_val + epsilon) - lambda2 * torch.log(self.last_u_val.clamp_min(epsilon))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last call's values belong to its graph: a copy or a pickle starts without them.
+        return {**self.__dict__, "last_delta_val": None, "last_u_val": None}
 
     def extra_repr(self) -> str:
         return f"n_oscillators={self.n_oscillators}, n_harmonics={self.n_harmonics}, clamp={self.clamp}, noise={self.noise!r}"

@@ -8,7 +8,6 @@ An eager call on plain tensors goes straight to an ``autograd.Function`` and the
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
 }
 MAX_HARMONICS = 256
 
-_PLAIN = (Tensor, Parameter)
+_PLAIN = (Tensor, Parameter, float, int, type(None))  # anything else may be a subclass of torch.Tensor
 
 
 def _always_zero() -> Any:
@@ -38,7 +37,7 @@ _functorch: Any = getattr(torch._C, "_functorch", None)
 _functorch_level = getattr(_functorch, "peek_interpreter_stack", _always_zero)
 
 
-def is_direct(op: str, *tensors: object) -> bool:
+def is_direct(op: str, arguments: tuple[object, ...]) -> bool:
     """True when the kernel may be called on these tensors' memory right here."""
     if torch.compiler.is_compiling() or _dispatch_modes():
         return False
@@ -52,7 +51,10 @@ def is_direct(op: str, *tensors: object) -> bool:
                 "and so is torch.func.vmap"
             )
         return False
-    return all(type(t) in _PLAIN for t in tensors if isinstance(t, Tensor))
+    for argument in arguments:
+        if type(argument) not in _PLAIN:
+            return False
+    return True
 
 
 def check_phases(op: str, theta: Tensor) -> None:
@@ -60,7 +62,7 @@ def check_phases(op: str, theta: Tensor) -> None:
         raise TypeError(f"{op}: theta must be a torch.Tensor, got {type(theta).__name__}")
     if theta.dtype not in DTYPES:
         raise TypeError(f"{op}: theta must be float32, float64, bfloat16 or float16, got {theta.dtype}")
-    if theta.dim() == 0 or theta.shape[-1] == 0:
+    if theta.dim() == 0 or (theta.numel() == 0 and theta.shape[-1] == 0):
         raise ValueError(f"{op}: theta must have shape [..., N] with N >= 1 oscillators, got {tuple(theta.shape)}")
 
 
@@ -69,25 +71,6 @@ def check_integer(op: str, name: str, value: int, low: int, high: int) -> None:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{op}: {name} must be from {low} to {high}, got {value}")
-
-
-def check_operand(op: str, name: str, value: Tensor | float, theta: Tensor) -> None:
-    """An operand is a finite number or a floating tensor on theta's device whose last axis is 1 or N."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {value.dtype}")
-        if value.device != theta.device:
-            raise ValueError(f"{op}: {name} must be on theta's device {theta.device}, got {value.device}")
-        if value.dim() and value.shape[-1] not in (1, theta.shape[-1]):
-            hint = "; write .unsqueeze(-1) for one value per ensemble" if value.shape == theta.shape[:-1] else ""
-            raise ValueError(
-                f"{op}: {name} must be a scalar or broadcast against theta {tuple(theta.shape)} with a last axis of "
-                f"1 (per ensemble) or {theta.shape[-1]} (per oscillator), got {tuple(value.shape)}{hint}"
-            )
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, got {type(value).__name__}")
-    elif not math.isfinite(value):
-        raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
 class _RefuseSecondDerivative(torch.autograd.Function):

@@ -51,7 +51,7 @@ def _backward_torch(params: Tensor, low: float, high: float, gk: Tensor, gu: Ten
 
 
 def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
-    if backends.select(OP, params.device) == "torch":
+    if backends.select(OP, params) == "torch":
         return _forward_torch(params, low, high)
     code, compute = DTYPES[params.dtype]
     params = params.contiguous()
@@ -63,7 +63,7 @@ def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, T
 
 
 def _backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
-    if backends.select(OP, params.device) == "torch":
+    if backends.select(OP, params) == "torch":
         return _backward_torch(params, low, high, gk, gu, gd).to(params.dtype)
     code = DTYPES[params.dtype][0]
     params, gk, gu, gd = params.contiguous(), gk.contiguous(), gu.contiguous(), gd.contiguous()
@@ -186,7 +186,7 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     low, high = (-math.inf, math.inf) if clamp is None else clamp
     if not low <= high:
         raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
-    if not is_direct(OP, params):
+    if not is_direct(OP, (params,)):
         return _registered(params, low, high)  # type: ignore[no-any-return]
     if params.requires_grad and torch.is_grad_enabled():
         return _BistableCoupling.apply(params, low, high)  # type: ignore[no-any-return, no-untyped-call]

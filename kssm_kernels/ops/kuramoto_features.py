@@ -15,227 +15,32 @@ SEGMENT steps it keeps every sqrt(steps)-th state only.
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kssm_kernels import backends
+from kssm_kernels.ops import _update_cpu, _update_torch
 from kssm_kernels.ops._door import (
     DTYPES,
     MAX_HARMONICS,
     check_integer,
-    check_operand,
-    check_phases,
     is_direct,
     refuse_second_derivative,
     second_derivative_message,
 )
-from kssm_kernels.ops.noise import philox_normal
-from kssm_kernels.ops.order_parameters import features_backward_torch, features_torch, move_batch
+from kssm_kernels.ops._update import OPERANDS, Update, check_update, leading_shape
+from kssm_kernels.ops.order_parameters import move_batch
 
 OP = "kuramoto_features"
-SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
-
-Operand = Tensor | float | None
 
 
-class Update(NamedTuple):
-    """The operands of one call, as both doors and every backend pass them."""
-
-    coupling: Operand
-    omega: Operand
-    phase_lag: Operand
-    noise_scale: Operand
-    seed: int | Tensor | None
-    dt: float
-    steps: int
-    harmonics: int  # 0: no features
-    return_phases: bool
-
-    @property
-    def operands(self) -> tuple[Operand, Operand, Operand, Operand]:
-        return self.coupling, self.omega, self.phase_lag, self.noise_scale
-
-    def seed_value(self) -> int:
-        return 0 if self.seed is None else int(self.seed) & 0xFFFFFFFFFFFFFFFF
-
-
-def leading_shape(theta: Tensor, operands: tuple[Operand, ...]) -> torch.Size:
-    """Shape of the ensembles: theta's leading axes broadcast with every operand's."""
-    lead = theta.shape[:-1]
-    for operand in operands:
-        if isinstance(operand, Tensor) and operand.dim() > 1 and operand.shape[:-1] != lead:
-            lead = torch.broadcast_shapes(lead, operand.shape[:-1])
-    return lead
-
-
-# ---- pure torch: the reference, and what runs on every device without a kernel ----
-
-
-def _in_compute(operand: Operand, dtype: torch.dtype) -> Any:
-    return operand.to(dtype) if isinstance(operand, Tensor) else operand
-
-
-class _Torch:
-    """One call's operands in the arithmetic dtype, its steps and their adjoints, on whole tensors."""
-
-    def __init__(self, theta: Tensor, u: Update):
-        self.u, self.n = u, theta.shape[-1]
-        self.dtype = DTYPES[theta.dtype][1]
-        self.lead = leading_shape(theta, u.operands)
-        self.device = theta.device
-        self.coupling, self.omega, self.lag, self.noise = (_in_compute(v, self.dtype) for v in u.operands)
-        self.start = theta.to(self.dtype).expand(*self.lead, self.n).clone(memory_format=torch.contiguous_format)
-
-    def xi(self, step: int) -> Tensor:
-        rows = math.prod(self.lead)
-        xi = philox_normal(rows, self.n, seed=self.u.seed_value(), step=step, device=self.device)
-        return xi.to(self.dtype).reshape(*self.lead, self.n)
-
-    def _mean_field(self, theta: Tensor) -> tuple[Tensor, ...]:
-        cos, sin = torch.cos(theta), torch.sin(theta)
-        mean_cos, mean_sin = cos.mean(-1, keepdim=True), sin.mean(-1, keepdim=True)
-        if self.lag is None:
-            return cos, sin, cos, sin, mean_cos, mean_sin
-        shifted = theta + self.lag
-        return cos, sin, torch.cos(shifted), torch.sin(shifted), mean_cos, mean_sin
-
-    def step(self, theta: Tensor, index: int) -> Tensor:
-        _, _, cos, sin, mean_cos, mean_sin = self._mean_field(theta)
-        velocity = (mean_sin * cos).addcmul_(mean_cos, sin, value=-1).mul_(self.coupling)
-        if self.omega is not None:
-            velocity += self.omega
-        out = theta + self.u.dt * velocity
-        if self.noise is not None:
-            out -= self.noise * self.xi(index)
-        return out
-
-    def adjoint(self, theta: Tensor, index: int, g: Tensor, totals: list[Any]) -> Tensor:
-        dt = self.u.dt
-        cos, sin, lag_cos, lag_sin, mean_cos, mean_sin = self._mean_field(theta)
-        p = (mean_sin * lag_cos).addcmul_(mean_cos, lag_sin, value=-1)
-        q = (mean_sin * lag_sin).addcmul_(mean_cos, lag_cos)
-        pull = dt * g * self.coupling
-        contributions = (dt * g * p, dt * g, -(pull * q), None)
-        for k, contribution in enumerate(contributions):
-            if totals[k] is not None and contribution is not None:
-                totals[k] += contribution
-        if totals[3] is not None:
-            totals[3] -= g * self.xi(index)
-        g_cos = -(pull * lag_sin).sum(-1, keepdim=True) / self.n
-        g_sin = (pull * lag_cos).sum(-1, keepdim=True) / self.n
-        return g - pull * q + g_sin * cos - g_cos * sin
-
-    def trajectory(self, theta: Tensor, first: int, last: int) -> list[Tensor]:
-        states = [theta]
-        for index in range(first, last):
-            states.append(self.step(states[-1], index))
-        return states
-
-
-def _forward_torch(theta: Tensor, u: Update) -> tuple[Tensor, Tensor]:
-    call = _Torch(theta, u)
-    state = call.start
-    for index in range(u.steps):
-        state = call.step(state, index)
-    features = features_torch(state, u.harmonics) if u.harmonics else state.new_empty(0)
-    phases = state if u.return_phases else state.new_empty(0)
-    return features.to(theta.dtype), phases.to(theta.dtype)
-
-
-def _backward_torch(
-    theta: Tensor, u: Update, g_features: Tensor | None, g_phases: Tensor | None, needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    call = _Torch(theta, u)
-    length = max(1, u.steps if u.steps <= SEGMENT else math.isqrt(u.steps - 1) + 1)
-    marks = [call.start]  # the state at steps 0, length, 2 length, ...
-    for first in range(0, u.steps - length, length):
-        marks.append(call.trajectory(marks[-1], first, first + length)[-1])
-    totals: list[Any] = [
-        torch.zeros(*call.lead, call.n, dtype=call.dtype, device=call.device) if need else None for need in needed[1:]
-    ]
-    g = torch.zeros(*call.lead, call.n, dtype=call.dtype, device=call.device)
-    if g_phases is not None:
-        g = g + g_phases.to(call.dtype)
-    for k in range(len(marks) - 1, -1, -1):
-        first, last = k * length, min((k + 1) * length, u.steps)
-        states = call.trajectory(marks[k], first, last)
-        if last == u.steps and g_features is not None:
-            g = g + features_backward_torch(states[-1], features_torch(states[-1], u.harmonics), g_features)
-        for index in range(last - 1, first - 1, -1):
-            g = call.adjoint(states[index - first], index, g, totals)
-    return [g if needed[0] else None, *totals]
-
-
-# ---- the compiled CPU kernel ----
-
-
-class _Rows(NamedTuple):
-    """An operand as the kernel reads it: value + address with a row and a column stride (0: shared)."""
-
-    address: int
-    row_stride: int
-    column_stride: int
-    value: float
-    keep: Tensor | None  # owns the memory at address
-    per_row: bool
-    per_column: bool
-
-
-_ABSENT = _Rows(0, 0, 0, 0.0, None, False, False)
-
-
-def _rows_of(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype) -> _Rows:
-    if operand is None:
-        return _ABSENT
-    if not isinstance(operand, Tensor):
-        return _Rows(0, 0, 0, float(operand), None, False, False)
-    operand = operand.to(dtype)
-    columns = operand.shape[-1] if operand.dim() else 1
-    if operand.numel() == columns:
-        flat = operand.reshape(1, columns)
-        per_row = False
-    else:
-        flat = operand.expand(*lead, columns).reshape(-1, columns)
-        per_row = True
-    per_column = columns > 1
-    if per_column and flat.stride(1) != 1:
-        flat = flat.contiguous()
-    row_stride = flat.stride(0) if per_row else 0
-    return _Rows(flat.data_ptr(), row_stride, int(per_column), 0.0, flat, per_row, per_column)
-
-
-def _theta_rows(theta: Tensor, lead: torch.Size) -> tuple[_Rows, int]:
-    """(theta as the kernel reads it, rows): strided, in its own dtype, shared by all rows where it is one vector."""
-    n = theta.shape[-1]
-    rows = math.prod(lead)
-    per_row = theta.numel() != n or rows == 1
-    flat = theta.expand(*lead, n).reshape(rows, n) if per_row else theta.reshape(1, n)
-    row_stride, column_stride = flat.stride()
-    return _Rows(flat.data_ptr(), row_stride if per_row else 0, column_stride, 0.0, flat, per_row, True), rows
-
-
-def _forward(theta: Tensor, u: Update) -> tuple[Tensor, Tensor]:
-    """(features or an empty tensor, phases or an empty tensor)."""
-    if backends.select(OP, theta.device) == "torch":
-        return _forward_torch(theta, u)
-    lead, n = leading_shape(theta, u.operands), theta.shape[-1]
-    code, compute = DTYPES[theta.dtype]
-    start, rows = _theta_rows(theta, lead)
-    k, w, a, d = (_rows_of(v, lead, n, compute) for v in u.operands)
-    features = theta.new_empty((*lead, 3 * u.harmonics) if u.harmonics else (0,))
-    phases = theta.new_empty((*lead, n) if u.return_phases else (0,))
-    backends.cpu_extension.kuramoto_forward(  # type: ignore[union-attr]
-        (rows, n, code, u.steps, u.harmonics, torch.get_num_threads()),
-        (u.dt, u.seed_value()),
-        (start[:4], k[:4], w[:4], a[:4], d[:4]),
-        (u.omega is not None, u.phase_lag is not None, u.noise_scale is not None),
-        features.data_ptr(),
-        phases.data_ptr(),
-    )
-    return features, phases
+def _forward(theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
+    """(features, phases); what was not asked for is None."""
+    if backends.select(OP, theta) == "torch":
+        return _update_torch.forward(theta, u)
+    return _update_cpu.forward(theta, u)
 
 
 def _backward(
@@ -247,56 +52,19 @@ def _backward(
     g_phases: Tensor | None,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """Gradients of theta, coupling, omega, phase_lag and noise_scale, in their shapes and dtypes; None where not needed."""
-    sources = (theta, *u.operands)
-    if backends.select(OP, theta.device) == "torch":
-        results = _backward_torch(theta, u, g_features, g_phases, needed)
+    """Gradients of theta, coupling, omega, phase_lag and noise_scale, in their shapes and dtypes; None if not needed."""
+    if backends.select(OP, theta) == "torch":
+        results = _update_torch.backward(theta, u, g_features, g_phases, needed)
     else:
-        results = _backward_cpu(theta, u, features, phases, g_features, g_phases, needed)
-    for i, (result, source) in enumerate(zip(results, sources, strict=True)):
-        if result is not None and isinstance(source, Tensor):
-            results[i] = result.sum_to_size(source.shape).to(source.dtype).contiguous()
+        results = _update_cpu.backward(theta, u, features, phases, g_features, g_phases, needed)
+    for i, (result, source) in enumerate(zip(results, (theta, *u[:OPERANDS]), strict=True)):
+        if result is None or not isinstance(source, Tensor):
+            continue
+        if result.shape != source.shape:
+            same = result.numel() == source.numel()  # only axes of length 1 differ
+            result = result.reshape(source.shape) if same else result.sum_to_size(source.shape).contiguous()
+        results[i] = result.to(source.dtype)
     return results
-
-
-def _backward_cpu(
-    theta: Tensor,
-    u: Update,
-    features: Tensor | None,
-    phases: Tensor | None,
-    g_features: Tensor | None,
-    g_phases: Tensor | None,
-    needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    lead, n = leading_shape(theta, u.operands), theta.shape[-1]
-    code, compute = DTYPES[theta.dtype]
-    start, rows = _theta_rows(theta, lead)
-    operands = (start, *(_rows_of(v, lead, n, compute) for v in u.operands))
-    results: list[Tensor | None] = []
-    for i, (operand, need) in enumerate(zip(operands, needed, strict=True)):
-        shape = (*(lead if operand.per_row else ()), n if operand.per_column else 1)
-        # theta's own gradient leaves in theta's dtype; what is summed over rows or columns, in the arithmetic dtype
-        dtype = theta.dtype if i == 0 and operand.per_row else compute
-        results.append(torch.empty(shape, dtype=dtype, device=theta.device) if need else None)
-    # Rounded to 16 bits the phases no longer reproduce the features: the kernel then starts from theta again.
-    exact = phases is not None and theta.dtype == compute
-    if g_features is not None:
-        g_features = g_features.to(theta.dtype).contiguous()
-    if g_phases is not None:
-        g_phases = g_phases.to(theta.dtype).contiguous()
-    backends.cpu_extension.kuramoto_backward(  # type: ignore[union-attr]
-        (rows, n, code, u.steps, u.harmonics, torch.get_num_threads()),
-        (u.dt, u.seed_value()),
-        tuple(o[:4] for o in operands),
-        (u.omega is not None, u.phase_lag is not None, u.noise_scale is not None),
-        (_address(features), _address(phases) if exact else 0, _address(g_features), _address(g_phases)),
-        tuple((_address(r), o.per_row, o.per_column) for r, o in zip(results, operands, strict=True)),
-    )
-    return results
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 # ---- the direct door ----
@@ -308,23 +76,18 @@ class _Kuramoto(torch.autograd.Function):
         u = Update(*fields)
         features, phases = _forward(theta, u)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            theta,
-            *(v if isinstance(v, Tensor) else None for v in fields),
-            features if u.harmonics else None,
-            phases if u.return_phases else None,
-        )
-        ctx.numbers = tuple(None if isinstance(v, Tensor) else v for v in fields)
-        return features if u.harmonics else None, phases if u.return_phases else None
+        ctx.save_for_backward(theta, *[v if isinstance(v, Tensor) else None for v in fields], features, phases)
+        ctx.fields = [None if isinstance(v, Tensor) else v for v in fields]
+        return features, phases
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         theta, *tensors, features, phases = ctx.saved_tensors
-        u = Update(*(n if t is None else t for n, t in zip(ctx.numbers, tensors, strict=True)))
+        u = Update(*(n if t is None else t for n, t in zip(ctx.fields, tensors, strict=True)))
         with torch.no_grad():
             results = _backward(theta, u, features, phases, grads[0], grads[1], ctx.needs_input_grad[:5])
-        guarded = refuse_second_derivative(OP, tuple(results), (theta, *u.operands, *grads))
-        return *guarded, *(None for _ in range(len(Update._fields) - 4))
+        guarded = refuse_second_derivative(OP, tuple(results), (theta, *u[:OPERANDS], *grads))
+        return *guarded, *(None for _ in range(len(Update._fields) - OPERANDS))
 
 
 # ---- the registered door ----
@@ -343,7 +106,9 @@ def _registered(
     harmonics: int,
     return_phases: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(theta, Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases))
+    u = Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases)
+    features, phases = _forward(theta, u)
+    return theta.new_empty(0) if features is None else features, theta.new_empty(0) if phases is None else phases
 
 
 @torch.library.custom_op("kssm_kernels::kuramoto_backward", mutates_args=())
@@ -482,55 +247,27 @@ if hasattr(_registered, "register_vmap"):  # torch >= 2.5
 # ---- the public op ----
 
 
-def check_update(op: str, theta: Tensor, u: Update) -> None:
-    check_phases(op, theta)
-    for name, operand in zip(Update._fields, u.operands, strict=False):
-        if operand is not None:
-            check_operand(op, name, operand, theta)
-    if u.coupling is None:
-        raise TypeError(f"{op}: coupling must be a number or a torch.Tensor, got None")
-    if isinstance(u.dt, bool) or not isinstance(u.dt, (int, float)):
-        raise TypeError(f"{op}: dt must be a number, got {type(u.dt).__name__}")
-    if not math.isfinite(u.dt):
-        raise ValueError(f"{op}: dt must be finite, got {u.dt}")
-    check_integer(op, "steps", u.steps, 0, 2**31 - 1)
-    if isinstance(u.seed, Tensor):
-        if u.seed.numel() != 1 or u.seed.is_floating_point():
-            raise ValueError(
-                f"{op}: seed must be an int or an integer tensor of one element, got {u.seed.dtype} {tuple(u.seed.shape)}"
-            )
-    elif u.seed is not None:
-        check_integer(op, "seed", u.seed, -(2**63), 2**64 - 1)
-    try:
-        leading_shape(theta, u.operands)
-    except RuntimeError as error:
-        shapes = [tuple(v.shape) for v in (theta, *u.operands) if isinstance(v, Tensor)]
-        raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error
-
-
 def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) through the door that fits; what was not asked for is None."""
     check_update(op, theta, u)
-    direct = is_direct(op, theta, *u.operands)
-    if u.noise_scale is None:
-        u = u._replace(seed=None)
-    elif u.seed is None:
+    tensors = (theta, *u[:OPERANDS])
+    direct = is_direct(op, tensors)
+    if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
         u = u._replace(seed=int(drawn) if direct else drawn)
     if direct:
-        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (theta, *u.operands)):
+        if torch.is_grad_enabled() and any([isinstance(t, Tensor) and t.requires_grad for t in tensors]):
             return _Kuramoto.apply(theta, *u)  # type: ignore[no-any-return, no-untyped-call]
-        features, phases = _forward(theta, u)
-    else:
-        compute = DTYPES[theta.dtype][1]
-        operands = [
-            torch.full((), float(v), dtype=compute, device=theta.device) if isinstance(v, (int, float)) else v
-            for v in u.operands
-        ]
-        seed = u.seed
-        if isinstance(seed, int):
-            seed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
-        features, phases = _registered(theta, *operands, seed, float(u.dt), u.steps, u.harmonics, u.return_phases)
+        return _forward(theta, u)
+    compute = DTYPES[theta.dtype][1]
+    operands = [
+        torch.full((), float(v), dtype=compute, device=theta.device) if isinstance(v, (int, float)) else v
+        for v in u[:OPERANDS]
+    ]
+    seed = None if u.noise_scale is None else u.seed
+    if isinstance(seed, int):
+        seed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
+    features, phases = _registered(theta, *operands, seed, float(u.dt), u.steps, u.harmonics, u.return_phases)
     return features if u.harmonics else None, phases if u.return_phases else None
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kssm_kernels.ops.kuramoto_features import Update, run
+from kssm_kernels.ops._update import Update
+from kssm_kernels.ops.kuramoto_features import run
 
 OP = "kuramoto_update"
 

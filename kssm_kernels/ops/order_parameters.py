@@ -124,9 +124,9 @@ def rows_of(theta: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def _forward(theta: Tensor, harmonics: int) -> Tensor:
-    if backends.select(OP, theta.device) == "torch":
+    if backends.select(OP, theta) == "torch":
         return features_torch(theta, harmonics).to(theta.dtype)
-    out = torch.empty((*theta.shape[:-1], 3 * harmonics), dtype=theta.dtype, device=theta.device)
+    out = theta.new_empty(*theta.shape[:-1], 3 * harmonics)
     data, rows, row_stride, column_stride = rows_of(theta)
     backends.cpu_extension.order_parameters_forward(  # type: ignore[union-attr]
         data.data_ptr(),
@@ -143,10 +143,10 @@ def _forward(theta: Tensor, harmonics: int) -> Tensor:
 
 
 def _backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
-    if backends.select(OP, theta.device) == "torch":
+    if backends.select(OP, theta) == "torch":
         return features_backward_torch(theta, features, grad).to(theta.dtype)
     features, grad = features.contiguous(), grad.contiguous()
-    out = torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
+    out = theta.new_empty(*theta.shape)
     data, rows, row_stride, column_stride = rows_of(theta)
     backends.cpu_extension.order_parameters_backward(  # type: ignore[union-attr]
         data.data_ptr(),
@@ -275,7 +275,7 @@ def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
     """
     check_phases(OP, theta)
     check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
-    if not is_direct(OP, theta):
+    if not is_direct(OP, (theta,)):
         return _registered(theta, harmonics)
     if theta.requires_grad and torch.is_grad_enabled():
         return _OrderParameters.apply(theta, harmonics)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,91 @@
+"""The arguments of one Kuramoto update, as both doors and every backend pass them, and their checks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kssm_kernels.ops._door import check_integer, check_phases
+
+Operand = Tensor | float | None
+
+
+class Update(NamedTuple):
+    coupling: Operand
+    omega: Operand
+    phase_lag: Operand
+    noise_scale: Operand
+    seed: int | Tensor | None
+    dt: float
+    steps: int
+    harmonics: int  # 0: no features
+    return_phases: bool
+
+
+OPERANDS = 4  # how many fields of Update come first and are differentiable
+
+
+def seed_value(u: Update) -> int:
+    return 0 if u.seed is None else int(u.seed) & 0xFFFFFFFFFFFFFFFF
+
+
+def leading_shape(theta: Tensor, operands: tuple[Any, ...]) -> torch.Size:
+    """Shape of the ensembles: theta's leading axes broadcast with every operand's."""
+    lead = theta.shape[:-1]
+    for operand in operands:
+        if isinstance(operand, Tensor) and operand.dim() > 1:
+            own = operand.shape[:-1]
+            if own != lead:
+                # torch.broadcast_shapes takes 30 us: not for the common case of one vector of phases for all rows
+                lead = torch.broadcast_shapes(lead, own) if lead else own  # type: ignore[no-untyped-call]
+    return lead
+
+
+def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:
+    """An operand is a finite number or a floating tensor on theta's device whose last axis is 1 or N."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {value.dtype}")
+        if value.device != theta.device:
+            raise ValueError(f"{op}: {name} must be on theta's device {theta.device}, got {value.device}")
+        if value.dim() and value.shape[-1] not in (1, theta.shape[-1]):
+            hint = "; write .unsqueeze(-1) for one value per ensemble" if value.shape == theta.shape[:-1] else ""
+            raise ValueError(
+                f"{op}: {name} must be a scalar or broadcast against theta {tuple(theta.shape)} with a last axis of "
+                f"1 (per ensemble) or {theta.shape[-1]} (per oscillator), got {tuple(value.shape)}{hint}"
+            )
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, got {type(value).__name__}")
+    elif not math.isfinite(value):
+        raise ValueError(f"{op}: {name} must be finite, got {value}")
+
+
+def check_update(op: str, theta: Tensor, u: Update) -> None:
+    check_phases(op, theta)
+    coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
+    _check_operand(op, "coupling", coupling, theta)
+    if omega is not None:
+        _check_operand(op, "omega", omega, theta)
+    if phase_lag is not None:
+        _check_operand(op, "phase_lag", phase_lag, theta)
+    if noise_scale is not None:
+        _check_operand(op, "noise_scale", noise_scale, theta)
+    if isinstance(dt, bool) or not isinstance(dt, (int, float)):
+        raise TypeError(f"{op}: dt must be a number, got {type(dt).__name__}")
+    if not math.isfinite(dt):
+        raise ValueError(f"{op}: dt must be finite, got {dt}")
+    check_integer(op, "steps", steps, 0, 2**31 - 1)
+    if isinstance(seed, Tensor):
+        if seed.numel() != 1 or seed.is_floating_point():
+            got = f"{seed.dtype} {tuple(seed.shape)}"
+            raise ValueError(f"{op}: seed must be an int or an integer tensor of one element, got {got}")
+    elif seed is not None:
+        check_integer(op, "seed", seed, -(2**63), 2**64 - 1)
+    try:
+        leading_shape(theta, u[:OPERANDS])
+    except RuntimeError as error:
+        shapes = [tuple(v.shape) for v in (theta, *u[:OPERANDS]) if isinstance(v, Tensor)]
+        raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error

@@ -1,0 +1,131 @@
+"""The Kuramoto update and its adjoint by the compiled CPU kernel: tensors to addresses, strides and targets."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm_kernels import backends
+from kssm_kernels.ops._door import DTYPES
+from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, seed_value
+
+# An operand as the kernel reads it: (address, row stride, column stride, value), strides 0 where it is shared.
+Rows = tuple[int, int, int, float]
+_ABSENT: Rows = (0, 0, 0, 0.0)
+
+
+def _operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype, keep: list[Tensor]) -> Rows:
+    if operand is None:
+        return _ABSENT
+    if not isinstance(operand, Tensor):
+        return (0, 0, 0, operand)
+    if operand.dtype != dtype:
+        operand = operand.to(dtype)
+    columns = operand.shape[-1] if operand.dim() else 1
+    if operand.numel() == columns:
+        row_stride = 0
+        if not operand.is_contiguous():
+            operand = operand.contiguous()
+    else:
+        if operand.shape[:-1] != lead:
+            operand = operand.expand(*lead, columns)
+        if not operand.is_contiguous():
+            operand = operand.reshape(-1, columns)
+            if columns > 1 and operand.stride(1) != 1:
+                operand = operand.contiguous()
+            row_stride = operand.stride(0)
+        else:
+            row_stride = columns
+    keep.append(operand)  # owns the memory until the kernel is done
+    return (operand.data_ptr(), row_stride, int(columns > 1), 0.0)
+
+
+def _theta_rows(theta: Tensor, lead: torch.Size, rows: int, keep: list[Tensor]) -> Rows:
+    """theta in its own dtype and with its own strides; one vector for all rows is read where it lies."""
+    n = theta.shape[-1]
+    if theta.is_contiguous() and theta.shape[:-1] == lead:
+        return (theta.data_ptr(), n, 1, 0.0)
+    if _shared(theta, rows):
+        return (theta.data_ptr(), 0, theta.stride(-1), 0.0)
+    flat = theta.expand(*lead, n).reshape(rows, n)
+    keep.append(flat)
+    return (flat.data_ptr(), flat.stride(0), flat.stride(1), 0.0)
+
+
+def _shared(theta: Tensor, rows: int) -> bool:
+    return theta.numel() == theta.shape[-1] and rows != 1
+
+
+def _call(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor]) -> tuple[Any, ...]:
+    """The four arguments that the forward and the backward kernel share."""
+    n, rows = theta.shape[-1], math.prod(lead)
+    code, compute = DTYPES[theta.dtype]
+    coupling, omega, phase_lag, noise_scale, _, dt, steps, harmonics, _ = u
+    return (
+        (rows, n, code, steps, harmonics, torch.get_num_threads()),
+        (dt, 0 if noise_scale is None else seed_value(u)),
+        (
+            _theta_rows(theta, lead, rows, keep),
+            _operand_rows(coupling, lead, n, compute, keep),
+            _operand_rows(omega, lead, n, compute, keep),
+            _operand_rows(phase_lag, lead, n, compute, keep),
+            _operand_rows(noise_scale, lead, n, compute, keep),
+        ),
+        (omega is not None, phase_lag is not None, noise_scale is not None),
+    )
+
+
+def forward(theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
+    lead = leading_shape(theta, u[:OPERANDS])
+    keep: list[Tensor] = []
+    call = _call(theta, u, lead, keep)
+    features = theta.new_empty(*lead, 3 * u.harmonics) if u.harmonics else None
+    phases = theta.new_empty(*lead, theta.shape[-1]) if u.return_phases else None
+    backends.cpu_extension.kuramoto_forward(*call, _address(features), _address(phases))  # type: ignore[union-attr]
+    return features, phases
+
+
+def backward(
+    theta: Tensor,
+    u: Update,
+    features: Tensor | None,
+    phases: Tensor | None,
+    g_features: Tensor | None,
+    g_phases: Tensor | None,
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    lead = leading_shape(theta, u[:OPERANDS])
+    keep: list[Tensor] = []
+    call = _call(theta, u, lead, keep)
+    rows, n = call[0][:2]
+    compute = DTYPES[theta.dtype][1]
+    results: list[Tensor | None] = []
+    targets: list[tuple[int, bool, bool]] = []
+    for i, (source, need) in enumerate(zip((theta, *u[:OPERANDS]), needed, strict=True)):
+        if not need or not isinstance(source, Tensor):
+            results.append(None)
+            targets.append((0, False, False))
+            continue
+        columns = source.shape[-1] if source.dim() else 1
+        per_row = not _shared(source, rows) if i == 0 else source.numel() != columns
+        # theta's own gradient leaves in theta's dtype; what is summed over rows or columns, in the arithmetic dtype
+        dtype = theta.dtype if i == 0 and per_row else compute
+        result = torch.empty((*lead, columns) if per_row else (columns,), dtype=dtype, device=theta.device)
+        results.append(result)
+        targets.append((result.data_ptr(), per_row, i == 0 or columns > 1))
+    # Rounded to 16 bits the phases no longer reproduce the features: the kernel then starts from theta again.
+    start = phases if theta.dtype == compute else None
+    if g_features is not None:
+        g_features = g_features.to(theta.dtype).contiguous()
+    if g_phases is not None:
+        g_phases = g_phases.to(theta.dtype).contiguous()
+    saved = (_address(features), _address(start), _address(g_features), _address(g_phases))
+    backends.cpu_extension.kuramoto_backward(*call, saved, targets)  # type: ignore[union-attr]
+    return results
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
