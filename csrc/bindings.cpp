@@ -124,6 +124,11 @@ PYBIND11_MODULE(_kssm_kernels_cpu, m) {
   m.doc() = "CPU kernels of kssm_kernels; call them through that package.";
   pthread_atfork(nullptr, nullptr, [] { forked_child = true; });
   m.attr("ABI") = kAbi;
+#if defined(KSSM_BUILD)
+  m.attr("BUILD") = KSSM_BUILD;
+#else
+  m.attr("BUILD") = "built by hand";
+#endif
   m.def("instruction_set", [] { return active->name; });
   m.def("vector_bytes", [] { return active->vector_bytes; });
   m.def("order_parameters_forward", &order_parameters_forward);

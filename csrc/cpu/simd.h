@@ -42,6 +42,7 @@ template <> struct Simd<double> { using V = VecD; };
 template <class T> using Vec = typename Simd<T>::V;
 template <class T> constexpr int kLanes = kBytes / static_cast<int>(sizeof(T));
 
+// The zero-masked forms of AVX-512: GCC's unmasked ones read an undefined register, and warn of it.
 #if defined(__AVX512F__)
 KSSM_FN VecF fma(VecF a, VecF b, VecF c) { return (VecF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 KSSM_FN VecD fma(VecD a, VecD b, VecD c) { return (VecD)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
@@ -81,7 +82,7 @@ KSSM_FN VecF to_float(VecI x) { return __builtin_convertvector(x, VecF); }
 KSSM_FN VecUL multiply_low(VecUL a, uint32_t b) {
   const VecUL y = VecUL{} + static_cast<uint64_t>(b);
 #if defined(__AVX512F__)
-  return (VecUL)_mm512_mul_epu32((__m512i)a, (__m512i)y);
+  return (VecUL)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)y);
 #elif defined(__AVX2__)
   return (VecUL)_mm256_mul_epu32((__m256i)a, (__m256i)y);
 #elif defined(__SSE2__)
