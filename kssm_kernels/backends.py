@@ -60,7 +60,7 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
         return None, (
             f"the compiled CPU extension has interface {module.ABI}, this source wants {ABI}: run pip install . again"
         )
-    return module, f"compiled CPU extension, instruction set {module.instruction_set()}"
+    return module, f"compiled CPU extension, running {module.instruction_set()} ({module.BUILD})"
 
 
 cpu_extension, _cpu_reason = _load_cpu()

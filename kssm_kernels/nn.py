@@ -35,16 +35,17 @@ class FusedKuramoto(nn.Module):
 
     Equation: ``K, u, Delta = bistable_coupling(to_params(x))``; ``theta = omega_0 + mean_D(x)``; one step of
     :func:`kssm_kernels.kuramoto_update` with dt = 1, K and noise ``(|delta_param| + 1e-5) xi``; features of
-    :func:`kssm_kernels.order_parameters`; ``out = readout(features)``. The mean field does not see the shift mean_D(x),
-    which is common to all oscillators: it enters as a natural frequency, and the phases omega_0 are read once for all rows.
+    :func:`kssm_kernels.order_parameters`; ``out = readout(features)``. The pull of the mean field does not change under
+    a shift common to all oscillators: mean_D(x) enters as a natural frequency, and omega_0 is read once for all rows.
 
     Args:
         hidden_dim: D. n_oscillators: N. n_harmonics: H, 1 to 256.
         base_coupling: kept for the original's signature; the original's K does not depend on it either.
-        clamp: bounds of u, or None (monostable). noise: ``"train"`` (none in eval), ``"always"`` (the original) or ``"off"``.
+        clamp: bounds of u, or None (monostable).
+        noise: ``"train"`` (none in eval), ``"always"`` (the original) or ``"off"``.
 
-    Input ``x [..., D]``; returns ``(out [..., D], R [...], theta [..., N] in radians)``. After a call ``last_delta_val`` is
-    ``mean |Delta|`` and ``last_u_val`` is ``mean u``, both differentiable.
+    Input ``x [..., D]``; returns ``(out [..., D], R [...], theta [..., N] in radians)``. After a call
+    ``last_delta_val`` is ``mean |Delta|`` and ``last_u_val`` is ``mean u``, both differentiable.
 
     Raises: ValueError for a bad size, mode or input shape; what the ops raise.
 
@@ -103,7 +104,7 @@ class FusedKuramoto(nn.Module):
         return self.readout(features), features[..., 2 * self.n_harmonics], theta
 
     def get_regularization_loss(self, lambda1: float = 0.1, lambda2: float = 0.5, epsilon: float = 1e-5) -> Tensor:
-        """``lambda1 / (mean |Delta| + epsilon) - lambda2 log(max(mean u, epsilon))`` of the last call, differentiable."""
+        """``lambda1 / (mean |Delta| + epsilon) - lambda2 log(max(mean u, epsilon))`` of the last call."""
         if self.last_delta_val is None or self.last_u_val is None:
             raise RuntimeError("FusedKuramoto: get_regularization_loss needs a forward call first")
         return lambda1 / (self.last_delta_val + epsilon) - lambda2 * torch.log(self.last_u_val.clamp_min(epsilon))
@@ -113,7 +114,8 @@ class FusedKuramoto(nn.Module):
         return {**self.__dict__, "last_delta_val": None, "last_u_val": None}
 
     def extra_repr(self) -> str:
-        return f"n_oscillators={self.n_oscillators}, n_harmonics={self.n_harmonics}, clamp={self.clamp}, noise={self.noise!r}"
+        sizes = f"n_oscillators={self.n_oscillators}, n_harmonics={self.n_harmonics}"
+        return f"{sizes}, clamp={self.clamp}, noise={self.noise!r}"
 
 
 class FusedKuramotoV1(nn.Module):

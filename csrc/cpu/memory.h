@@ -38,7 +38,7 @@ KSSM_FN uint16_t float_to_float16(float x) {
 }
 
 // count elements from `source` (of dtype code, `stride` elements apart) to contiguous T.
-template <class T> inline void load_row(int code, const void* source, int64_t stride, int64_t count, T* out) {
+template <class T> __attribute__((noinline)) void load_row(int code, const void* source, int64_t stride, int64_t count, T* out) {
   if (code == kFloat32) {
     const float* p = static_cast<const float*>(source);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(p[i * stride]);
@@ -54,7 +54,7 @@ template <class T> inline void load_row(int code, const void* source, int64_t st
   }
 }
 
-template <class T> inline void store_row(int code, void* target, int64_t count, const T* source) {
+template <class T> __attribute__((noinline)) void store_row(int code, void* target, int64_t count, const T* source) {
   if (code == kFloat32) {
     float* p = static_cast<float*>(target);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(source[i]);

@@ -22,7 +22,7 @@ KSSM_FN void put_normals(VecF v, int64_t block, int word, float* out) {
 }
 
 // Normals of oscillators begin .. begin + count - 1 of a row; begin is a multiple of kNoiseGroup, out holds count + 127.
-inline void fill_normals(int64_t row, int64_t step, uint64_t seed, int64_t begin, int64_t count, float* out) {
+__attribute__((noinline)) inline void fill_normals(int64_t row, int64_t step, uint64_t seed, int64_t begin, int64_t count, float* out) {
   constexpr int W = kLanes<float>;
   const uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   const uint64_t r = static_cast<uint64_t>(row);

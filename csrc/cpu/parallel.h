@@ -11,10 +11,12 @@ constexpr int64_t kBlock = 4096;
 // Groups of rows, at most; each owns a partial sum of what all rows share.
 constexpr int64_t kMaxChunks = 128;
 
+using Task = void (*)(const void* body, int64_t i);
+
 // Uses GOMP_parallel and nothing else of the OpenMP runtime, which every runtime torch ships with offers.
-template <class F> inline void parallel_for(int64_t count, int threads, const F& body) {
+inline void run_tasks(int64_t count, int threads, Task task, const void* body) {
   if (threads <= 1 || count <= 1) {
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) task(body, i);
     return;
   }
   int64_t next = 0;
@@ -23,9 +25,14 @@ template <class F> inline void parallel_for(int64_t count, int threads, const F&
     for (;;) {
       const int64_t i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
       if (i >= count) break;
-      body(i);
+      task(body, i);
     }
   }
+}
+
+// body(i) for i = 0 .. count - 1; compiled once, not once for each way run_tasks may take.
+template <class F> inline void parallel_for(int64_t count, int threads, const F& body) {
+  run_tasks(count, threads, [](const void* f, int64_t i) { (*static_cast<const F*>(f))(i); }, &body);
 }
 
 // A problem below this many vector operations is done before a second thread is awake (docs/performance.md).

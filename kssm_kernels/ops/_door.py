@@ -23,7 +23,7 @@ DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
 }
 MAX_HARMONICS = 256
 
-_PLAIN = (Tensor, Parameter, float, int, type(None))  # anything else may be a subclass of torch.Tensor
+_PLAIN = frozenset((Tensor, Parameter, float, int, type(None)))  # anything else may be a subclass of torch.Tensor
 
 
 def _always_zero() -> Any:
@@ -51,10 +51,7 @@ def is_direct(op: str, arguments: tuple[object, ...]) -> bool:
                 "and so is torch.func.vmap"
             )
         return False
-    for argument in arguments:
-        if type(argument) not in _PLAIN:
-            return False
-    return True
+    return _PLAIN.issuperset(map(type, arguments))
 
 
 def check_phases(op: str, theta: Tensor) -> None:
@@ -95,4 +92,5 @@ def refuse_second_derivative(op: str, gradients: tuple[Tensor | None, ...], sour
     if not torch.is_grad_enabled():
         return gradients
     tensors = [s for s in sources if isinstance(s, Tensor)]
-    return tuple(g if g is None else _RefuseSecondDerivative.apply(op, g, *tensors) for g in gradients)
+    guard: Any = _RefuseSecondDerivative.apply
+    return tuple(g if g is None else guard(op, g, *tensors) for g in gradients)

@@ -100,7 +100,7 @@ def backward(
     lead = leading_shape(theta, u[:OPERANDS])
     keep: list[Tensor] = []
     call = _call(theta, u, lead, keep)
-    rows, n = call[0][:2]
+    rows = call[0][0]
     compute = DTYPES[theta.dtype][1]
     results: list[Tensor | None] = []
     targets: list[tuple[int, bool, bool]] = []

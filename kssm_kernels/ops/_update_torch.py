@@ -71,7 +71,8 @@ class _Torch:
             totals[3] -= g * self.xi(index)
         g_cos = -(pull * lag_sin).sum(-1, keepdim=True) / self.n
         g_sin = (pull * lag_cos).sum(-1, keepdim=True) / self.n
-        return g - pull * q + g_sin * cos - g_cos * sin
+        before: Tensor = g - pull * q + g_sin * cos - g_cos * sin
+        return before
 
     def trajectory(self, theta: Tensor, first: int, last: int) -> list[Tensor]:
         states = [theta]

@@ -186,8 +186,11 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     low, high = (-math.inf, math.inf) if clamp is None else clamp
     if not low <= high:
         raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
+    result: tuple[Tensor, Tensor, Tensor]
     if not is_direct(OP, (params,)):
-        return _registered(params, low, high)  # type: ignore[no-any-return]
-    if params.requires_grad and torch.is_grad_enabled():
-        return _BistableCoupling.apply(params, low, high)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(params, low, high)
+        result = _registered(params, low, high)
+    elif params.requires_grad and torch.is_grad_enabled():
+        result = _BistableCoupling.apply(params, low, high)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        result = _forward(params, low, high)
+    return result

@@ -52,7 +52,7 @@ def _backward(
     g_phases: Tensor | None,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """Gradients of theta, coupling, omega, phase_lag and noise_scale, in their shapes and dtypes; None if not needed."""
+    """Gradients of theta and the operands, in their shapes and dtypes; None where not needed."""
     if backends.select(OP, theta) == "torch":
         results = _update_torch.backward(theta, u, g_features, g_phases, needed)
     else:
@@ -194,7 +194,7 @@ _registered_backward.register_autograd(_no_second_derivative)
 
 
 def _aligned(tensor: Tensor | None, dim: int | None, rank: int, size: int | None) -> Tensor | None:
-    """A vmapped operand as [B, 1, .., 1, *own shape], so that it still broadcasts; an unbatched one likewise if sized."""
+    """A vmapped operand as [B, 1, .., 1, *own shape], which still broadcasts; an unbatched one too if sized."""
     if tensor is None or (dim is None and size is None):
         return tensor
     moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)  # type: ignore[arg-type]
@@ -229,11 +229,7 @@ def _vmap_backward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
     saved = [None if t is None else move_batch(t, d, size) for t, d in zip(args[9:13], dims[9:13], strict=True)]
     results = _registered_backward(*operands, *args[5:9], *saved, needed)
     shaped = [
-        r.reshape(size, *s.shape[:d], *s.shape[d + 1 :])
-        if n and d is not None
-        else r.reshape(size, *s.shape)
-        if n
-        else r
+        r.reshape(size, *(s.shape if d is None else s.shape[:d] + s.shape[d + 1 :])) if n else r
         for r, s, d, n in zip(results, sources, dims[:5], needed, strict=True)
     ]
     return tuple(shaped), tuple(0 if n else None for n in needed)
@@ -255,10 +251,13 @@ def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None
     if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
         u = u._replace(seed=int(drawn) if direct else drawn)
+    result: tuple[Tensor | None, Tensor | None]
     if direct:
-        if torch.is_grad_enabled() and any([isinstance(t, Tensor) and t.requires_grad for t in tensors]):
-            return _Kuramoto.apply(theta, *u)  # type: ignore[no-any-return, no-untyped-call]
-        return _forward(theta, u)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors if isinstance(t, Tensor)):
+            result = _Kuramoto.apply(theta, *u)  # type: ignore[no-untyped-call]  # torch has no stub
+        else:
+            result = _forward(theta, u)
+        return result
     compute = DTYPES[theta.dtype][1]
     operands = [
         torch.full((), float(v), dtype=compute, device=theta.device) if isinstance(v, (int, float)) else v

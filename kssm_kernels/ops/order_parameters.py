@@ -114,7 +114,7 @@ def features_backward_torch(theta: Tensor, features: Tensor, grad: Tensor) -> Te
 
 
 def rows_of(theta: Tensor) -> tuple[Tensor, int, int, int]:
-    """(tensor that owns the memory, rows, row stride, column stride) of [..., N] seen as a matrix; copies only if it must."""
+    """[..., N] as a matrix, copied only if it must be: (owner of the memory, rows, row stride, column stride)."""
     n = theta.shape[-1]
     if theta.is_contiguous():
         return theta, theta.numel() // n, n, 1
@@ -275,8 +275,11 @@ def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
     """
     check_phases(OP, theta)
     check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
+    features: Tensor
     if not is_direct(OP, (theta,)):
-        return _registered(theta, harmonics)
-    if theta.requires_grad and torch.is_grad_enabled():
-        return _OrderParameters.apply(theta, harmonics)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(theta, harmonics)
+        features = _registered(theta, harmonics)
+    elif theta.requires_grad and torch.is_grad_enabled():
+        features = _OrderParameters.apply(theta, harmonics)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        features = _forward(theta, harmonics)
+    return features

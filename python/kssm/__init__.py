@@ -1,0 +1,16 @@
+"""K-SSM language models on fused oscillator kernels, and the trainer that uses them.
+
+Models: :class:`KSSMv1`, :class:`KSSMv2`, :class:`KSSMv3`. Command line: ``kssm train`` and ``kssm sample``
+(also ``python -m kssm``). The models need torch and :mod:`kssm_kernels` only; the command line also needs the
+``train`` extra.
+
+>>> import torch
+>>> from kssm import KSSMv3
+>>> model = KSSMv3(vocab_size=65, hidden_dim=32, n_layers=2, n_oscillators=16, n_harmonics=4)
+>>> model(torch.zeros(1, 5, dtype=torch.int64)).shape
+torch.Size([1, 5, 65])
+"""
+
+from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+
+__all__ = ["KSSMv1", "KSSMv2", "KSSMv3", "OscillatorLM"]

@@ -1,0 +1,91 @@
+"""A run on disk: its configuration, its checkpoint, and the model they describe."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kssm.config import TrainConfig, UsageError
+from kssm.data import Dataset, Vocabulary
+from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+
+__all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "resolve_device", "save_checkpoint"]
+
+CONFIG, CHECKPOINT = "config.json", "checkpoint.pt"
+
+
+def build_model(config: TrainConfig, vocabulary_size: int) -> OscillatorLM:
+    """The model of a configuration, freshly initialised, with as many positions as ``config.context``."""
+    m = config.model
+    if m.arch == "v1":
+        return KSSMv1(vocabulary_size, m.dim, m.oscillators, m.harmonics)
+    if m.arch == "v2":
+        return KSSMv2(vocabulary_size, m.dim, m.layers, m.oscillators, config.context, m.dropout)
+    return KSSMv3(vocabulary_size, m.dim, m.layers, m.oscillators, m.harmonics, config.context, tied=m.tied)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a name means, after one number went there and back; raises UsageError where that fails."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def save_config(config: TrainConfig) -> None:
+    text = json.dumps(config.to_dict() | {"resume": False}, indent=1)
+    _replace(config.out / CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The configuration in a run's folder, whatever the folder is called now; raises UsageError if there is none."""
+    try:
+        values = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+        return TrainConfig.from_dict(values | {"out": str(run)})
+    except FileNotFoundError as error:
+        raise UsageError(f"{run} holds no run: there is no {CONFIG} in it") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{run / CONFIG} cannot be read: {error}") from error
+
+
+def save_checkpoint(run: Path, state: dict[str, Any]) -> None:
+    """Write the checkpoint beside the old one, then take its place: a crash leaves one of the two whole."""
+    _replace(run / CHECKPOINT, lambda path: torch.save(state, path))
+
+
+def load_checkpoint(run: Path) -> dict[str, Any]:
+    """The checkpoint's tensors, on the CPU, and numbers; raises UsageError if it is missing or broken."""
+    path = run / CHECKPOINT
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UsageError(f"{run} holds no {CHECKPOINT}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return state
+
+
+def load_run(run: Path, device: torch.device) -> tuple[OscillatorLM, Vocabulary]:
+    """The trained model of a run, in evaluation mode, and its vocabulary; raises UsageError if there is none."""
+    config = load_config(run)
+    vocabulary = Dataset(run).vocabulary
+    state = load_checkpoint(run)
+    model = build_model(config, len(vocabulary))
+    model.load_state_dict(state["model"])
+    return model.to(device).eval(), vocabulary
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(path.name + ".new")
+    write(temporary)
+    os.replace(temporary, path)

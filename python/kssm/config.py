@@ -1,0 +1,219 @@
+"""What a run is: its typed configuration, the presets, and the checks made before anything is written.
+
+Every field is an option of ``kssm train`` (``batch_size`` is ``--batch-size``); the text under it is its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["PRESETS", "ModelConfig", "OptimizerConfig", "TrainConfig", "UsageError", "check"]
+
+
+class UsageError(Exception):
+    """One line for the user: what was got, what was wanted. The command line prints it and exits with code 2."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture and sizes."""
+
+    arch: Literal["v1", "v2", "v3"] = "v3"
+    """K-SSM generation."""
+    dim: int = 128
+    """Width D (v1: of the embedding and the readout)."""
+    layers: int = 2
+    """Blocks (v2, v3; v1 has one bank)."""
+    oscillators: int = 64
+    """Oscillators N in each bank."""
+    harmonics: int = 16
+    """Order parameters H, 1 to 256 (v1, v3)."""
+    dropout: float = 0.0
+    """Dropout probability (v2)."""
+    tied: bool = True
+    """Share the output head's matrix with the embedding (v3)."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, warm-up and cosine."""
+
+    lr: float = 5e-3
+    """Peak learning rate: reached by a linear warm-up, left on a cosine."""
+    lr_floor: float = 0.1
+    """Last learning rate, as a fraction of the peak."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; vectors and scalars are left alone."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.99
+    """Decay of the second moment."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    lambda_reg: float = 0.01
+    """Weight of v3's bistability terms. At 0.01 moving u over its whole range (0.1 to 10) is worth 0.023 nats, so the
+    terms cannot outbid the text; a determinant that collapses to 0.001 costs 1 nat, so they still prevent it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a K-SSM language model on text.
+
+    Without --data the text is the Python standard library's own sources. Everything a run makes lies in its folder:
+    config.json, tokens.bin and tokens.json, metrics.jsonl, log.txt, checkpoint.pt. Ctrl+C saves and stops.
+    """
+
+    preset: Literal["demo", "v1", "v2", "v3"] = "demo"
+    """Defaults of all other options: a small v3 (about three minutes on two cores), or the published sizes."""
+    data: tuple[Path, ...] = ()
+    """Text files or folders (of which *.txt, *.md, *.rst and *.py are read, in sorted order), UTF-8 for char tokens."""
+    out: Path = Path("runs/demo")
+    """The run's folder: new or empty, or one to --resume."""
+    resume: bool = False
+    """Continue the run in --out from its checkpoint; of its options --max-steps and those on reporting may change."""
+    tokens: Literal["char", "byte"] = "char"
+    """Characters of the text, or its bytes."""
+    context: int = 128
+    """Sequence length in tokens."""
+    max_steps: int = 300
+    """Optimizer steps in all; the cosine ends there."""
+    batch_size: int = 32
+    """Sequences in one forward pass."""
+    accumulate: int = 1
+    """Forward passes whose gradients one step averages."""
+    seed: int = 0
+    """Of the weights, the batches, dropout and phase noise."""
+    device: str = "auto"
+    """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps, ..."""
+    eval_every: int = 100
+    """Steps between evaluations; each prints a sample and saves a checkpoint. The last step is always evaluated."""
+    eval_tokens: int = 65536
+    """Held-out tokens of an evaluation, evenly spread over the last tenth of the text."""
+    sample_tokens: int = 200
+    """Tokens sampled at an evaluation; 0 for none."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json and the checkpoint hold them."""
+        values = dataclasses.asdict(self)
+        values["data"] = [str(path) for path in self.data]
+        values["out"] = str(self.out)
+        return values
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """Inverse of :meth:`to_dict`; raises TypeError or KeyError for anything else."""
+        values = dict(values)
+        values["data"] = tuple(Path(path) for path in values["data"])
+        values["out"] = Path(values["out"])
+        values["model"] = ModelConfig(**values["model"])
+        values["optimizer"] = OptimizerConfig(**values["optimizer"])
+        return TrainConfig(**values)
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "demo": TrainConfig(),
+    "v1": TrainConfig(
+        preset="v1",
+        out=Path("runs/v1"),
+        context=256,
+        max_steps=5000,
+        batch_size=32,
+        eval_every=500,
+        model=ModelConfig(arch="v1", dim=128, layers=1, oscillators=64, harmonics=8),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100),
+    ),
+    "v2": TrainConfig(
+        preset="v2",
+        out=Path("runs/v2"),
+        context=512,
+        max_steps=5000,
+        batch_size=16,
+        eval_every=500,
+        model=ModelConfig(arch="v2", dim=256, layers=4, oscillators=128, dropout=0.1, tied=False),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200),
+    ),
+    "v3": TrainConfig(
+        preset="v3",
+        out=Path("runs/v3"),
+        context=1024,
+        max_steps=10000,
+        batch_size=8,
+        eval_every=500,
+        model=ModelConfig(arch="v3", dim=384, layers=6, oscillators=192, harmonics=32),
+        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200),
+    ),
+}
+
+# What --resume may change without making it another run.
+CHANGEABLE = {"out", "resume", "max_steps", "device", "eval_every", "eval_tokens", "sample_tokens", "log_every"}
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    """Every option by its name, the nested groups flattened as the command line shows them."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return values | dataclasses.asdict(values.pop("model")) | dataclasses.asdict(values.pop("optimizer"))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UsageError for the first option with an impossible value; touches no file."""
+    options = _options(config)
+    at_least_one = "context max_steps batch_size accumulate eval_every eval_tokens log_every dim layers oscillators"
+    for names, low, high in (
+        (at_least_one, 1, math.inf),
+        ("harmonics", 1, 256),
+        ("sample_tokens warmup_steps", 0, math.inf),
+        ("seed", 0, 2**62),
+    ):
+        for name in names.split():
+            if not low <= options[name] <= high:
+                wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+                raise UsageError(f"{_flag(name)} must be {wanted}, got {options[name]}")
+    for name in ("lr", "clip"):
+        if not 0 < options[name] < math.inf:
+            raise UsageError(f"{_flag(name)} must be a positive number, got {options[name]}")
+    for name in ("weight_decay", "lambda_reg"):
+        if not 0 <= options[name] < math.inf:
+            raise UsageError(f"{_flag(name)} must be a number of at least 0, got {options[name]}")
+    for name in ("dropout", "beta1", "beta2"):
+        if not 0 <= options[name] < 1:
+            raise UsageError(f"{_flag(name)} must be at least 0 and below 1, got {options[name]}")
+    if not 0 <= config.optimizer.lr_floor <= 1:
+        raise UsageError(f"--lr-floor must be from 0 to 1, got {config.optimizer.lr_floor}")
+    if config.eval_tokens < config.context:
+        raise UsageError(f"--eval-tokens must be at least --context {config.context}, got {config.eval_tokens}")
+
+
+def check_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
+    """Raise UsageError where ``asked`` is not a continuation of ``saved``."""
+    before, now = _options(saved), _options(asked)
+    for name, value in before.items():
+        if name not in CHANGEABLE and now[name] != value:
+            raise UsageError(f"--resume: the run in {asked.out} has {_flag(name)} {value}, got {now[name]}")
+
+
+def least_memory(config: TrainConfig, vocabulary_size: int) -> int:
+    """Bytes that training needs at the very least: float32 weights, gradients and two moments, and one forward pass."""
+    m = config.model
+    embedding = vocabulary_size * m.dim * (1 if m.arch == "v3" and m.tied else 2)
+    if m.arch == "v1":
+        weights = embedding + m.oscillators * (m.dim + m.oscillators) + 3 * m.harmonics * m.dim + m.dim**2
+        activations = m.dim + m.oscillators
+    else:
+        bank = 3 * m.oscillators if m.arch == "v2" else 3 * m.harmonics
+        weights = embedding + config.context * m.dim + m.layers * (8 * m.dim**2 + bank * m.dim)
+        activations = m.layers * (10 * m.dim + m.oscillators)
+    return 16 * weights + 4 * config.batch_size * config.context * (2 * vocabulary_size + activations)

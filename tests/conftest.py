@@ -1,0 +1,51 @@
+"""Every test starts from the same seeds on two threads, with NaN in every tensor that torch hands out uninitialised."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+import kssm_kernels
+
+hypothesis.settings.register_profile(
+    "kssm",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=40,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kssm"))
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    # torch fills what torch.empty, new_empty, empty_like, empty_strided and resize_ return, wherever they are called
+    # from, when deterministic algorithms are on (tests/test_poison.py shows that it does); warn_only keeps operators
+    # without a deterministic form usable.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="kssm_kernels runs on the slower pure-torch path")
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=kssm_kernels.available_backends())
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every backend that this machine can run."""
+    if request.param == "torch":  # torch's own threads are not under test; on a busy machine they wait for each other
+        torch.set_num_threads(1)
+    with kssm_kernels.use_backend(request.param):
+        yield request.param

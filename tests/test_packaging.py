@@ -1,0 +1,164 @@
+"""What an installation must and must not contain, as far as a source tree and a build without a compiler can tell."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import kssm_kernels
+from kssm_kernels import backends
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = [ROOT / "kssm_kernels", ROOT / "python" / "kssm"]
+
+
+@pytest.fixture(scope="module")
+def setup_py() -> ModuleType:
+    pytest.importorskip("setuptools", minversion="61")
+    spec = importlib.util.spec_from_file_location("kssm_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_setup_doctests(setup_py: ModuleType) -> None:
+    result = doctest.testmod(setup_py)
+    assert result.attempted
+    assert not result.failed
+
+
+@pytest.mark.parametrize("below", [True, False], ids=["in the build folder", "elsewhere"])
+def test_a_new_build_forgets_deleted_modules(setup_py: ModuleType, tmp_path: Path, below: bool) -> None:
+    from setuptools import Distribution
+
+    command = setup_py.CleanBuild(Distribution())
+    command.build_base = str(tmp_path / "build")
+    command.build_lib = str(tmp_path / ("build/lib" if below else "mine"))
+    stale = Path(command.build_lib, "kssm_kernels", "deleted.py")
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    command.ensure_finalized()
+    command.run()
+    assert stale.exists() != below
+
+
+def build_in_vain(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, optional: bool) -> None:
+    from setuptools import Distribution, Extension
+    from setuptools.errors import CompileError
+
+    def no_compiler(module: Path, folder: Path) -> str:
+        raise CompileError("there's no compiler \\ here")
+
+    monkeypatch.setattr(setup_py, "build_extension", no_compiler)
+    command = setup_py.BuildExtension(
+        Distribution({"ext_modules": [Extension(setup_py.EXTENSION, sources=[], optional=optional)]})
+    )
+    command.build_lib, command.build_temp = str(folder), str(folder / "temp")
+    command.ensure_finalized()
+    command.run()
+
+
+def test_a_failed_build_is_an_error_on_request(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from setuptools.errors import CompileError
+
+    with pytest.raises(CompileError, match="no compiler"):
+        build_in_vain(setup_py, monkeypatch, tmp_path, optional=False)
+
+
+def test_without_the_extension_the_package_runs_and_says_why_once(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_in_vain(setup_py, monkeypatch, tmp_path, optional=True)
+    assert re.search(r"skipped.*there's no compiler.*pure-torch", capsys.readouterr().out)
+    code = """
+import warnings, torch, kssm_kernels
+assert kssm_kernels.available_backends() == ("torch",), kssm_kernels.build_info()
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        kssm_kernels.order_parameters(torch.zeros(3), 1)
+print(*(w.message for w in seen), sep="\\n")
+"""
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {k: v for k, v in os.environ.items() if k not in ("KSSM_BACKEND", "LD_PRELOAD")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1, done.stdout
+    assert "there's no compiler \\ here" in done.stdout
+
+
+@pytest.mark.skipif(backends.cpu_extension is None, reason="no compiled extension here")
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("readelf"), reason="needs ELF and readelf")
+def test_the_extension_links_no_openmp_runtime_and_exports_its_entry_only() -> None:
+    assert backends.cpu_extension is not None
+    file = str(backends.cpu_extension.__file__)
+
+    def readelf(option: str) -> str:
+        return subprocess.run(["readelf", option, "--wide", file], capture_output=True, text=True, check=True).stdout
+
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("--dynamic"))
+    assert needed
+    assert not [name for name in needed if re.search("omp|torch|python", name)], needed
+    symbols = [line.split()[4:] for line in readelf("--dyn-syms").splitlines() if re.match(r"\s*\d+:", line)]
+    exported = {s[3] for s in symbols if s[0] == "GLOBAL" and s[2] != "UND"}
+    assert exported == {"PyInit__kssm_kernels_cpu"}
+
+
+def imported(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - set(sys.stdlib_module_names) - {"_kssm_kernels_cpu", "kssm_kernels", "kssm", "tests", "bench"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("kssm_kernels", []),
+        ("python/kssm", ["train"]),
+        ("tests", ["train", "test"]),
+        ("bench", ["train", "test", "bench"]),
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"])
+    declared = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
+    # setuptools serves this file alone, which skips without it; triton comes with the torch builds that can use it.
+    assert imported(ROOT / folder) - declared - {"setuptools", "triton"} == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_packages_are_typed_and_whole(package: Path) -> None:
+    assert (package / "py.typed").exists()
+    # A folder without this file is left out of the wheel in silence.
+    folders = {file.parent for file in package.rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.?(a|b|rc|dev|post)\d+)?", kssm_kernels.__version__)

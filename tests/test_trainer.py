@@ -1,0 +1,439 @@
+"""The trainer and the command line: runs, resumption, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kssm import checkpoint, data
+from kssm.__main__ import main
+from kssm.config import PRESETS, ModelConfig, OptimizerConfig, TrainConfig, check, least_memory
+from kssm.trainer import Trainer, learning_rate, make_optimizer
+
+pytest.importorskip("tyro")
+
+TINY = (
+    "--dim 16 --layers 1 --oscillators 8 --harmonics 3 --context 16 --batch-size 4 --eval-tokens 64 "
+    "--sample-tokens 20 --warmup-steps 2 --log-every 1 --eval-every 4 --device cpu"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # these tensors are too small to share, and waiting threads slow whatever else runs
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    draw = random.Random(0)
+    words = ["phase", "lag", "order", "drift", "lock", "omega"]
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(draw.choice(words) for _ in range(600)), encoding="utf-8")
+    return path
+
+
+def kssm(*args: object) -> int:
+    return main([str(arg) for arg in args])
+
+
+def train(text: Path, out: Path, *args: object) -> int:
+    return kssm("train", "--data", text, "--out", out, *TINY.split(), *args)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Equal bit for bit, whatever nest of tensors it is."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals = signal.SIGINT) -> None:
+    original = Trainer.train_step
+
+    def stepped(self: Trainer) -> Any:
+        values = original(self)
+        if self.step == step:
+            signal.raise_signal(number)
+        return values
+
+    monkeypatch.setattr(Trainer, "train_step", stepped)
+
+
+class TestRun:
+    def test_leaves_its_folder_and_its_last_line(self, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+        run = tmp_path / "deep" / "run"
+        assert train(text, run, "--max-steps", 6) == 0
+        names = {"config.json", "tokens.bin", "tokens.json", "metrics.jsonl", "log.txt", "checkpoint.pt"}
+        assert {path.name for path in run.iterdir()} == names
+        out, err = capfd.readouterr()
+        for part in ("loss", "R", "tokens/s", "6/6"):
+            assert part in err
+        lines = metrics(run)
+        assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+        assert [line["step"] for line in lines if "validation_loss" in line] == [4, 6]
+        assert set(lines[0]) == {"step", "loss", "regularization", "grad_norm", "lr", "r"}
+        last = lines[-1]
+        assert f"validation loss {last['validation_loss']:.4f} nats/token" in out.splitlines()[-1]
+        assert f"unigram entropy {last['unigram_entropy']:.4f}" in out.splitlines()[-1]
+        assert f"{last['bits_per_byte']:.3f} bits/byte" in out.splitlines()[-1]
+        log = (run / "log.txt").read_text()
+        assert log.count("step ") == 2
+        assert len(log.splitlines()) >= 4  # each evaluation and its sample
+        assert log in out
+
+    def test_unigram_entropy_is_that_of_the_evaluated_text(self, text: Path, tmp_path: Path):
+        run = tmp_path / "run"
+        assert train(text, run, "--max-steps", 1, "--eval-tokens", 10**6) == 0
+        held_out = data.Dataset(run).validation
+        targets = held_out[1 : 1 + (len(held_out) - 1) // 16 * 16]
+        p = np.unique(targets, return_counts=True)[1] / len(targets)
+        assert metrics(run)[-1]["unigram_entropy"] == pytest.approx(-(p * np.log(p)).sum())
+
+    @pytest.mark.parametrize("arch", ["v1", "v3"])
+    def test_beats_the_unigram_entropy(self, text: Path, tmp_path: Path, arch: str):
+        run = tmp_path / "run"
+        options = "--arch {} --max-steps 120 --eval-every 120 --lr 2e-2 --batch-size 8 --eval-tokens 320"
+        assert train(text, run, *options.format(arch).split()) == 0
+        last = metrics(run)[-1]
+        assert last["validation_loss"] < 0.7 * last["unigram_entropy"]
+
+    def test_byte_tokens(self, tmp_path: Path):
+        binary = tmp_path / "noise.bin"
+        binary.write_bytes(bytes(range(256)) * 4)
+        assert train(binary, tmp_path / "run", "--tokens", "byte", "--max-steps", 1) == 0
+        assert len(data.Dataset(tmp_path / "run").vocabulary) == 256
+        last = metrics(tmp_path / "run")[-1]
+        assert last["bits_per_byte"] == pytest.approx(last["validation_loss"] / np.log(2))
+
+    def test_a_loss_that_is_not_finite_ends_the_run(
+        self, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        run = tmp_path / "run"
+        assert train(text, run, "--arch", "v1", "--lr", "1e38", "--max-steps", 4, "--warmup-steps", 0) == 1
+        assert "the last checkpoint is kept" in capfd.readouterr().err.splitlines()[-1]
+        state = checkpoint.load_checkpoint(run)
+        assert state["step"] == 0
+        assert all(value.isfinite().all() for value in state["model"].values())
+
+
+class TestResume:
+    @pytest.mark.parametrize(("arch", "number"), [("v1", signal.SIGINT), ("v2", signal.SIGTERM), ("v3", signal.SIGINT)])
+    def test_equals_the_uninterrupted_run_bit_for_bit(
+        self,
+        text: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+        arch: str,
+        number: signal.Signals,
+    ):
+        """v2 draws dropout and v3 phase noise from torch's generator: both must go on where they stopped."""
+        whole, parts = tmp_path / "whole", tmp_path / "parts"
+        options = ["--arch", arch, "--dropout", 0.2, "--max-steps", 10, "--accumulate", 2]
+        assert train(text, whole, *options) == 0
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 7, number)
+            assert train(text, parts, *options) == 0
+        assert "stopped at step 7 of 10" in capfd.readouterr().out.splitlines()[-1]
+        assert checkpoint.load_checkpoint(parts)["step"] == 7
+        # a run that was killed later than its last checkpoint has lines that will come again
+        with open(parts / "metrics.jsonl", "a") as file:
+            file.write('{"step": 8, "loss": 0.0}\n{"step": 9, "lo')
+        torch.manual_seed(1234)
+        assert kssm("train", "--out", parts, "--resume") == 0
+        a, b = checkpoint.load_checkpoint(whole), checkpoint.load_checkpoint(parts)
+        for key in ("model", "optimizer", "rng", "step", "best_loss"):
+            assert_same(a[key], b[key])
+        assert metrics(whole) == metrics(parts)
+
+    def test_a_finished_run_goes_on_with_more_steps(
+        self, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        run = tmp_path / "run"
+        assert train(text, run, "--max-steps", 3) == 0
+        before = checkpoint.load_checkpoint(run)
+        assert kssm("train", "--out", run, "--resume") == 2
+        assert "is at step 3, --max-steps must be more, got 3" in capfd.readouterr().err.splitlines()[-1]
+        assert_same(before, checkpoint.load_checkpoint(run))
+        assert kssm("train", "--out", run, "--resume", "--max-steps", 5) == 0
+        assert checkpoint.load_checkpoint(run)["step"] == 5
+        assert checkpoint.load_config(run).max_steps == 5
+        assert not checkpoint.load_config(run).resume
+
+    def test_refuses_what_would_be_another_run(self, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+        run = tmp_path / "run"
+        assert train(text, run, "--max-steps", 1) == 0
+        capfd.readouterr()
+        files = {path: path.read_bytes() for path in run.iterdir()}
+        for options, message in (
+            (["--resume", "--dim", "32"], "has --dim 16, got 32"),
+            (["--resume", "--preset", "v1"], "has --preset demo, got v1"),
+            (["--resume", "--data", "elsewhere"], "has --data"),
+            ([], "is not empty; --resume continues a run"),
+        ):
+            assert kssm("train", "--out", run, "--max-steps", 9, *options) == 2
+            assert message in capfd.readouterr().err
+        (run / "checkpoint.pt").write_bytes(b"not a checkpoint")
+        assert kssm("train", "--out", run, "--max-steps", 9, "--resume") == 2
+        assert "checkpoint.pt cannot be read" in capfd.readouterr().err
+        (run / "checkpoint.pt").unlink()
+        assert kssm("train", "--out", run, "--max-steps", 9, "--resume") == 2
+        assert "holds no checkpoint.pt" in capfd.readouterr().err
+        del files[run / "checkpoint.pt"]
+        assert files == {path: path.read_bytes() for path in run.iterdir()}
+
+    def test_a_failed_save_leaves_the_old_checkpoint(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        checkpoint.save_checkpoint(tmp_path, {"step": 1})
+
+        def full_disk(state: object, path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError("no space left")
+
+        monkeypatch.setattr(torch, "save", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            checkpoint.save_checkpoint(tmp_path, {"step": 2})
+        assert checkpoint.load_checkpoint(tmp_path) == {"step": 1}
+
+
+class TestErrors:
+    """One line on stderr, exit code 2, nothing written."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--data missing.txt", "--data: missing.txt does not exist"),
+            ("--data empty.txt", "--data: empty.txt is empty"),
+            ("--data text.txt empty.txt", "--data: empty.txt is empty"),
+            ("--data folder", "--data: folder folder holds no non-empty .txt"),
+            ("--data latin.txt", "latin.txt is not UTF-8 text (byte 0xe9 at 1)"),
+            ("--data short.txt", "the text has 20 tokens, and 2 of them"),
+            ("--context 5000 --eval-tokens 5000", "must be more than --context 5000"),
+            ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+            ("--max-steps -5", "--max-steps must be at least 1, got -5"),
+            ("--dim 0", "--dim must be at least 1, got 0"),
+            ("--dim 100000000", "GiB of memory"),
+            ("--batch-size 1000000000000", "GiB of memory"),
+            ("--harmonics 257", "--harmonics must be from 1 to 256, got 257"),
+            ("--eval-tokens 3", "--eval-tokens must be at least --context 16, got 3"),
+            ("--lr 0", "--lr must be a positive number, got 0.0"),
+            ("--lr nan", "--lr must be a positive number, got nan"),
+            ("--dropout 1", "--dropout must be at least 0 and below 1, got 1.0"),
+            ("--lr-floor 2", "--lr-floor must be from 0 to 1, got 2.0"),
+            ("--lambda-reg -1", "--lambda-reg must be a number of at least 0, got -1.0"),
+            ("--seed -1", "--seed must be from 0"),
+            ("--device nonsense", "--device nonsense cannot be used"),
+            ("--out text.txt", "--out: text.txt is not a folder"),
+            ("--out text.txt/run", "--out: text.txt/run"),
+            ("--out folder", "--out: folder is not empty"),
+            ("--resume", "run holds no run: there is no config.json"),
+            ("--dim many", "--dim"),
+            ("--preset v9", "'v9'"),
+            ("--no-such-option 3", "--no-such-option"),
+            ("--out", "argument --out: expected one argument"),
+        ],
+    )
+    def test_train(
+        self,
+        options: str,
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ):
+        monkeypatch.chdir(tmp_path)
+        Path("text.txt").write_text("the order of the phases " * 50)
+        Path("empty.txt").touch()
+        Path("short.txt").write_text("too short for this. ")
+        Path("latin.txt").write_bytes("né".encode("latin-1") * 200)
+        Path("folder").mkdir()
+        Path("folder/picture.png").write_text("not text")
+        before = sorted(Path().rglob("*"))
+        args = ["--data", "text.txt", "--out", "run", *TINY.split(), "--max-steps", "2", *options.split()]
+        assert kssm("train", *args) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("kssm train: ")
+        assert message in err
+        assert sorted(Path().rglob("*")) == before
+
+    def test_other_commands(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+        for args, message in (
+            (["trian"], "kssm: unknown command 'trian'"),
+            (["sample", tmp_path / "none"], "none holds no run"),
+            (["sample", tmp_path, "--top-k", 0], "--top-k 0 is empty or out of range"),
+            (["sample", tmp_path, "--temperature", "nan"], "--temperature nan is empty or out of range"),
+            (["sample"], "kssm sample: the following arguments are required: run"),
+        ):
+            assert kssm(*args) == 2
+            err = capfd.readouterr().err
+            assert err.count("\n") == 1
+            assert message in err
+
+    @pytest.mark.parametrize("module", ["tyro", "tqdm"])
+    def test_a_missing_extra_is_named(
+        self, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delitem(sys.modules, "kssm.trainer")
+        assert kssm("train", "--out", tmp_path / "run") == 2
+        assert capfd.readouterr().err == f'kssm train: {module} is missing: pip install ".[train]" brings it\n'
+
+    def test_interrupted_before_the_first_step(
+        self, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ):
+        def interrupted(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(data, "read_corpus", interrupted)
+        assert train(text, tmp_path / "run") == 130
+        assert capfd.readouterr().err == "kssm train: interrupted\n"
+
+
+class TestProcess:
+    def run(self, folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+        command = [sys.executable, "-m", "kssm", *args]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    def test_works_at_once_without_data(self, tmp_path: Path):
+        done = self.run(tmp_path, "train", *TINY.split(), "--max-steps", "2")
+        assert done.returncode == 0, done.stderr
+        assert "unigram entropy" in done.stdout.splitlines()[-1]
+        assert (tmp_path / "runs" / "demo" / "checkpoint.pt").exists()
+
+    def test_error(self, tmp_path: Path):
+        done = self.run(tmp_path, "train", "--data", "missing")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "kssm train: --data: missing does not exist\n"
+        assert not list(tmp_path.iterdir())
+
+
+def test_help_and_version(capfd: pytest.CaptureFixture[str]):
+    for args, words in (
+        (["--help"], ["kssm train", "kssm sample"]),
+        ([], ["usage: kssm"]),
+        (["--version"], ["."]),
+    ):
+        assert kssm(*args) == 0
+        out = capfd.readouterr().out
+        assert all(word in out for word in words)
+    for command, option in (("train", "--max-steps"), ("sample", "--prompt")):
+        with pytest.raises(SystemExit) as stop:
+            kssm(command, "--help")
+        assert stop.value.code == 0
+        assert option in capfd.readouterr().out
+
+
+def test_help_shows_the_preset(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        kssm("train", "--preset", "v3", "--help")
+    assert "(default: 384)" in capfd.readouterr().out
+
+
+def test_sample_is_a_function_of_its_seed(text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    assert train(text, run, "--max-steps", 1) == 0
+    outputs = []
+    for seed in (1, 1, 2):
+        capfd.readouterr()
+        assert kssm("sample", run, "--prompt", "lock", "--tokens", 40, "--seed", seed) == 0
+        outputs.append(capfd.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0].startswith("lock")
+    assert len(outputs[0]) == 4 + 40 + 1
+    assert kssm("sample", run, "--prompt", "Q") == 2
+    assert "'Q' is not in the vocabulary" in capfd.readouterr().err
+
+
+def make_trainer(text: Path, folder: Path, **options: Any) -> Trainer:
+    folder.mkdir()
+    model = ModelConfig(arch="v1", dim=8, oscillators=6, harmonics=2)
+    config = TrainConfig(out=folder, context=16, eval_tokens=64, sample_tokens=0, model=model, **options)
+    data.write_corpus(data.read_corpus([text], "char"), folder)
+    dataset = data.Dataset(folder)
+    torch.manual_seed(0)
+    network = checkpoint.build_model(config, len(dataset.vocabulary))
+    return Trainer(config, dataset, network, torch.device("cpu"))
+
+
+def test_accumulation_averages_the_gradient(text: Path, tmp_path: Path):
+    one = make_trainer(text, tmp_path / "one", batch_size=8, accumulate=1)
+    four = make_trainer(text, tmp_path / "four", batch_size=2, accumulate=4)
+    a, b = one.train_step(), four.train_step()
+    torch.testing.assert_close(a["loss"], b["loss"])
+    torch.testing.assert_close(a["grad_norm"], b["grad_norm"])
+
+
+def test_evaluation_draws_nothing_and_changes_nothing(text: Path, tmp_path: Path):
+    one = make_trainer(text, tmp_path / "one")
+    state, weights = torch.get_rng_state(), {k: v.clone() for k, v in one.model.state_dict().items()}
+    assert one.evaluate() == one.evaluate()
+    one.sample()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(dict(one.model.state_dict()), weights)
+
+
+def test_the_evaluation_is_the_mean_over_its_windows(text: Path, tmp_path: Path):
+    """Batches of unequal size weigh by their tokens."""
+    split = make_trainer(text, tmp_path / "split", batch_size=3).evaluate()
+    whole = make_trainer(text, tmp_path / "whole", batch_size=4).evaluate()
+    assert split.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert split.unigram_entropy == whole.unigram_entropy
+    assert split.r == pytest.approx(whole.r, abs=1e-4)
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    config = OptimizerConfig(lr=2.0, lr_floor=0.25, warmup_steps=4)
+    rates = [learning_rate(step, 20, config) for step in range(20)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4] == 2.0
+    assert rates[-1] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(rates[4:]))
+    assert learning_rate(0, 1, dataclasses.replace(config, warmup_steps=0)) == 2.0
+
+
+def test_only_matrices_decay(text: Path, tmp_path: Path):
+    model = make_trainer(text, tmp_path / "one").model
+    decayed, other = make_optimizer(model, OptimizerConfig(weight_decay=0.3), torch.device("cpu")).param_groups
+    assert (decayed["weight_decay"], other["weight_decay"]) == (0.3, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in other["params"]} == {1}
+    assert len(decayed["params"]) + len(other["params"]) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_possible_and_survive_json(name: str):
+    config = PRESETS[name]
+    check(config)
+    assert config.preset == name
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in checkpoint.build_model(config, 96).parameters())
+    assert 16 * parameters * 0.8 < least_memory(dataclasses.replace(config, batch_size=0), 96) <= 16 * parameters
