@@ -54,10 +54,13 @@ template <class T, int HALF> struct Tile {
       const V sm = fma(b[HALF], a[HALF + 1], a[HALF] * b[HALF + 1]);
       c_b[v] = cm;
       s_b[v] = sm;
-      twice[v] = cm + cm;
+      // The products leave cm + i sm some ulp off the unit circle, which the recurrence would amplify (H/m)^2 times:
+      // its coefficient is put back on it.
+      const V excess = fma(sm, sm, fma(cm, cm, -one[p]));
+      twice[v] = fma(-cm, excess, cm + cm);
       if (NEXT) {
-        c_next[v] = fma(cm + cm, cm, -one[p]);
-        s_next[v] = (cm + cm) * sm;
+        c_next[v] = fma(twice[v], cm, -one[p]);
+        s_next[v] = twice[v] * sm;
       }
     }
   }

@@ -8,8 +8,9 @@
 One sine and one cosine per oscillator; the harmonics follow from a recurrence, so nothing of size [..., N, H] exists.
 
 The plain Chebyshev recurrence x_{n+1} = 2 cos(theta) x_n - x_{n-1} loses n^2 ulp where theta is near a multiple of pi.
-Here the first ``m`` harmonics come from products, and the rest from m chains of stride m,
-x_{n+m} = 2 cos(m theta) x_n - x_{n-m}, which loses (H/m)^2 ulp at the same cost (docs/accuracy.md).
+In torch the first ``m`` harmonics come from products, and the rest from m chains of stride m,
+x_{n+m} = 2 cos(m theta) x_n - x_{n-m}, which loses (H/m)^2 ulp at the same cost (docs/accuracy.md). The compiled kernel
+sums products of a few cosines and sines instead (csrc/math/harmonics.h).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ EPSILON = 1e-8  # under the square root of M_n
 
 
 def chain_stride(harmonics: int) -> int:
-    """Number m of interleaved recurrences for 1..H (the same in csrc/math/harmonics.h)."""
+    """Number m of interleaved recurrences for 1..H."""
     return 4 if harmonics <= 32 else 8 if harmonics <= 128 else 16
 
 
@@ -56,7 +57,12 @@ def harmonics_of(theta: Tensor, harmonics: int) -> Iterator[tuple[int, Tensor, T
         sin.append(torch.addcmul(sin[a] * cos[b], cos[a], sin[b]))
     for n in range(1, m + 1):
         yield n, cos[n], sin[n]
-    twice = 2 * cos[m]
+    if m == harmonics:
+        return
+    # 2 cos(m theta) from half the angle: the products leave cos[m] + i sin[m] some ulp off the unit circle, which the
+    # recurrence would amplify (H/m)^2 times
+    c, s = cos[m // 2], sin[m // 2]
+    twice = torch.where(s.abs() < c.abs(), 2 - 4 * s * s, 4 * c * c - 2)
     for r in range(1, m + 1):
         c0, s0, c1, s1 = cos[m - r].clone(), -sin[m - r], cos[r].clone(), sin[r].clone()
         for n in range(r + m, harmonics + 1, m):
