@@ -5,8 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstdlib>
 #include <new>
+#include <string>
+#include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "cpu/kernels.h"
 
@@ -16,23 +20,43 @@ namespace {
 
 constexpr int kAbi = 1;  // ABI in kssm_kernels/backends.py
 
-const kssm::Kernels& best_kernels() {
-#if defined(KSSM_HAVE_NEON)
-  return kssm::neon::kernels;
-#else
+struct InstructionSet {
+  const kssm::Kernels* kernels;
+  bool supported;
+};
+
+// Best first; __builtin_cpu_supports asks the operating system too.
+std::vector<InstructionSet> instruction_sets() {
+  return {
 #if defined(KSSM_HAVE_AVX512)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    return kssm::avx512::kernels;
+      {&kssm::avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                                   __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                                   __builtin_cpu_supports("fma")},
 #endif
 #if defined(KSSM_HAVE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kssm::avx2::kernels;
+      {&kssm::avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
 #endif
-  return kssm::baseline::kernels;
+#if defined(KSSM_HAVE_NEON)
+      {&kssm::neon::kernels, true},
 #endif
+#if defined(KSSM_HAVE_BASELINE)
+      {&kssm::baseline::kernels, true},
+#endif
+  };
 }
 
-const kssm::Kernels* active = &best_kernels();
+// KSSM_ISA names one; otherwise the best that this machine has.
+const kssm::Kernels* chosen_kernels() {
+  const char* wanted = std::getenv("KSSM_ISA");
+  for (const auto& set : instruction_sets()) {
+    if (wanted && *wanted ? std::string_view(wanted) == set.kernels->name && set.supported : set.supported)
+      return set.kernels;
+  }
+  throw py::import_error(std::string("KSSM_ISA: got ") + (wanted ? wanted : "nothing") +
+                         ", want an instruction set that this machine has and that was compiled");
+}
+
+const kssm::Kernels* active = nullptr;
 
 // A child of fork() has the parent's OpenMP pool on paper but not its threads: waiting for them would hang. It works alone.
 bool forked_child = false;
@@ -122,6 +146,7 @@ void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
 
 PYBIND11_MODULE(_kssm_kernels_cpu, m) {
   m.doc() = "CPU kernels of kssm_kernels; call them through that package.";
+  active = chosen_kernels();
   pthread_atfork(nullptr, nullptr, [] { forked_child = true; });
   m.attr("ABI") = kAbi;
 #if defined(KSSM_BUILD)
