@@ -59,7 +59,7 @@ def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:
             )
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, got {type(value).__name__}")
-    elif not math.isfinite(value):
+    elif not -math.inf < value < math.inf:  # math.isfinite cannot be traced with a symbolic number
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
@@ -75,7 +75,7 @@ def check_update(op: str, theta: Tensor, u: Update) -> None:
         _check_operand(op, "noise_scale", noise_scale, theta)
     if isinstance(dt, bool) or not isinstance(dt, (int, float)):
         raise TypeError(f"{op}: dt must be a number, got {type(dt).__name__}")
-    if not math.isfinite(dt):
+    if not -math.inf < dt < math.inf:
         raise ValueError(f"{op}: dt must be finite, got {dt}")
     check_integer(op, "steps", steps, 0, 2**31 - 1)
     if isinstance(seed, Tensor):
