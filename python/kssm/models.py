@@ -7,7 +7,7 @@ so the best any of them can reach is the entropy of a token given the one before
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -333,5 +333,5 @@ class KSSMv3(_StackedLM):
 
         Raises: RuntimeError before the first call.
         """
-        banks = [block.oscillators for block in self.blocks]
+        banks: list[Any] = [block.oscillators for block in self.blocks]  # FusedKuramoto, or what stands in for it
         return torch.stack([bank.get_regularization_loss() for bank in banks]).mean()
