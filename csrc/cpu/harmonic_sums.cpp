@@ -51,31 +51,80 @@ template <class T> KSSM_FN void reduce_lanes(const Vec<T>* vectors, int64_t coun
   }
 }
 
+template <int N> struct Constant { static constexpr int value = N; };
+
+// f with the A of csrc/math/harmonics.h as a constant
+template <class F> KSSM_FN void with_half(const Groups& groups, const F& f) {
+  if (groups.half == 1) f(Constant<1>{});
+  else if (groups.half == 2) f(Constant<2>{});
+  else if (groups.half == 4) f(Constant<4>{});
+  else f(Constant<8>{});
+}
+
+template <class T, class Phases>
+KSSM_FN void sum_run(Phases& phases, int64_t n, int harmonics, int64_t vectors, Vec<T>* sums) {
+  const Groups groups(harmonics);
+  for (int64_t i = 0; i < vectors; ++i) sums[i] = Vec<T>{};
+  with_half(groups, [&](auto half) { add_run<T, decltype(half)::value>(phases, n, groups.count, sums); });
+}
+
+template <class T, class Phases, class Out, class Numbers>
+KSSM_FN void adjoint(Phases& phases, int64_t n, int harmonics, const Numbers* weights, Numbers* numbers, Out& out) {
+  const Groups groups(harmonics);
+  group_numbers(weights, weights + harmonics, harmonics, numbers);
+  with_half(groups, [&](auto half) {
+    adjoint_run<T, decltype(half)::value>(phases, n, groups.count, numbers, out);
+  });
+}
+
 }  // namespace
 
 template <class T> void harmonic_sums(const T* theta, int64_t n, int harmonics, FeatureWork<T>& work) {
-  const Groups groups(harmonics);
-  Vec<T>* const vectors = work.vectors;
-  for (int64_t i = 0; i < sum_vectors(harmonics); ++i) vectors[i] = Vec<T>{};
-  if (groups.half == 1) add_row<T, 1>(theta, n, groups.count, vectors);
-  else if (groups.half == 2) add_row<T, 2>(theta, n, groups.count, vectors);
-  else if (groups.half == 4) add_row<T, 4>(theta, n, groups.count, vectors);
-  else add_row<T, 8>(theta, n, groups.count, vectors);
-  reduce_lanes<T>(vectors, groups.numbers(), work.packed);
+  RowPhases<T> phases{theta};
+  sum_run<T>(phases, n, harmonics, sum_vectors(harmonics), work.vectors);
+  reduce_lanes<T>(work.vectors, Groups(harmonics).numbers(), work.packed);
   unpack_sums<T>(work.packed, harmonics, work.sums, work.sums + harmonics);
 }
 
-template <class T> void harmonic_adjoint(const T* theta, int64_t n, int harmonics, const T* numbers, T* g) {
-  const Groups groups(harmonics);
-  if (groups.half == 1) add_adjoint_row<T, 1>(theta, n, groups.count, numbers, g);
-  else if (groups.half == 2) add_adjoint_row<T, 2>(theta, n, groups.count, numbers, g);
-  else if (groups.half == 4) add_adjoint_row<T, 4>(theta, n, groups.count, numbers, g);
-  else add_adjoint_row<T, 8>(theta, n, groups.count, numbers, g);
+template <class T>
+void harmonic_adjoint(const T* theta, int64_t n, int harmonics, const T* weights, T* numbers, T* g) {
+  RowPhases<T> phases{theta};
+  RowSums<T> out{g};
+  adjoint<T>(phases, n, harmonics, weights, numbers, out);
 }
 
-template void harmonic_sums<float>(const float*, int64_t, int, FeatureWork<float>&);
-template void harmonic_sums<double>(const double*, int64_t, int, FeatureWork<double>&);
-template void harmonic_adjoint<float>(const float*, int64_t, int, const float*, float*);
-template void harmonic_adjoint<double>(const double*, int64_t, int, const double*, double*);
+template <class T> void lane_features(const T* const* theta, int64_t n, int harmonics, LaneWork<T>& work, T* const* features) {
+  constexpr int W = kLanes<T>;
+  LanePhases<T> phases(theta);
+  Vec<T>* const columns = work.columns;
+  sum_run<T>(phases, n * W, harmonics, Groups(harmonics).numbers(), work.numbers);
+  unpack_sums<Vec<T>>(work.numbers, harmonics, columns, columns + harmonics);
+  const Vec<T> count = splat<Vec<T>>(static_cast<T>(n));
+  for (int h = 0; h < harmonics; ++h) {
+    const Vec<T> c = columns[h] / count, s = columns[harmonics + h] / count;
+    columns[h] = c;
+    columns[harmonics + h] = s;
+    columns[2 * harmonics + h] = magnitude(c, s);
+  }
+  for (int64_t h = 3 * harmonics; h < work.stride; ++h) columns[h] = Vec<T>{};
+  lanes_to_rows<T>(columns, work.stride, [&](int i) { return features[i]; });
+}
+
+template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmonics, LaneWork<T>& work, T* const* g) {
+  constexpr int W = kLanes<T>;
+  LanePhases<T> phases(theta);
+  LaneRowsOut<T> out(g);
+  rows_to_lanes<T>([&](int i) { return work.rows[i]; }, 2 * harmonics, static_cast<Vec<T>*>(work.columns));
+  adjoint<T>(phases, n * W, harmonics, static_cast<const Vec<T>*>(work.columns),
+                 static_cast<Vec<T>*>(work.numbers), out);
+}
+
+#define KSSM_INSTANTIATE(T)                                                                    \
+  template void harmonic_sums<T>(const T*, int64_t, int, FeatureWork<T>&);                     \
+  template void harmonic_adjoint<T>(const T*, int64_t, int, const T*, T*, T*);                 \
+  template void lane_features<T>(const T* const*, int64_t, int, LaneWork<T>&, T* const*);      \
+  template void lane_adjoint<T>(const T* const*, int64_t, int, LaneWork<T>&, T* const*);
+KSSM_INSTANTIATE(float)
+KSSM_INSTANTIATE(double)
 
 KSSM_NAMESPACE_END

@@ -1,4 +1,4 @@
-// Order parameters of one row of phases, and their adjoint.
+// Order parameters of rows of phases, and their adjoint: of one row, or of as many rows as a vector has lanes.
 #pragma once
 
 #include "memory.h"
@@ -23,8 +23,34 @@ template <class T> struct FeatureWork {
 // work.sums = sum_j cos(n theta_j) for n = 1..H, then the sines. theta may be read up to the next whole vector.
 template <class T> void harmonic_sums(const T* theta, int64_t n, int harmonics, FeatureWork<T>& work);
 
-// g[j] += dL/dtheta_j for a row whose numbers are known; theta and g may be touched up to the next whole vector.
-template <class T> void harmonic_adjoint(const T* theta, int64_t n, int harmonics, const T* numbers, T* g);
+// g[j] += dL/dtheta_j for a row whose weights (2H, see adjoint_weights) are known; theta and g may be touched up to the
+// next whole vector. numbers: kMaxGroupNumbers elements of work.
+template <class T>
+void harmonic_adjoint(const T* theta, int64_t n, int harmonics, const T* weights, T* numbers, T* g);
+
+// Rows of up to this many oscillators go together, one in each lane: nothing is added up across lanes and no row ends
+// inside a vector. It depends on n alone, so that an ensemble's bits do not depend on how many others there are; the
+// price is that fewer rows than lanes cost as much as a full set.
+constexpr int64_t kLaneRows = 256;
+template <class T> KSSM_FN int64_t rows_together(int64_t n) { return n <= kLaneRows ? kLanes<T> : 1; }
+
+// What the features of such rows, or their adjoint, are computed in.
+template <class T> struct LaneWork {
+  LaneWork(int harmonics, bool& ok)
+      : stride(padded<T>(3 * harmonics)), numbers(Groups(harmonics).numbers(), ok), columns(stride, ok),
+        rows(3 * harmonics, ok) {}
+  const int64_t stride;
+  Buffer<Vec<T>> numbers, columns;
+  LaneRows<T> rows;  // features, or weights
+};
+
+// features[i] = [C | S | M] of the kLanes rows theta[i] of n <= kLaneRows phases. Rows are touched up to the next whole
+// vector.
+template <class T>
+void lane_features(const T* const* theta, int64_t n, int harmonics, LaneWork<T>& work, T* const* features);
+
+// g[i][j] = dL/dtheta_ij, each row's weights in work.rows.
+template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmonics, LaneWork<T>& work, T* const* g);
 
 // Writes [C | S | M] of one row. phases(begin, count, scratch) gives the address of a stretch of at most kBlock phases
 // that may be read up to the next whole vector; scratch is null for a row of one block. A longer row's blocks are
@@ -64,13 +90,14 @@ inline void row_features(int64_t n, int harmonics, int threads, const Phases& ph
   store_row<T>(code, target, 3 * harmonics, row);
 }
 
-// From a row's features and their gradient, the numbers that the adjoint of its phases needs. work: 8H elements.
+// From a row's features and their gradient, what the adjoint of its phases multiplies the cosines and the sines with:
+// weights, 2H elements. work: 6H elements.
 template <class T>
-inline void adjoint_numbers(int code, const void* features, const void* gradient, int64_t n, int harmonics, T* work,
-                            T* numbers) {
-  T *f = work, *g = work + 3 * harmonics, *on_cos = work + 6 * harmonics, *on_sin = work + 7 * harmonics;
-  load_row(code, features, 1, 3 * harmonics, f);
-  load_row(code, gradient, 1, 3 * harmonics, g);
+inline void adjoint_weights(int code, const void* features, const void* gradient, int64_t n, int harmonics, T* work,
+                            T* weights) {
+  const T* f = contiguous_row<T>(code, features, 3 * harmonics, work);
+  const T* g = contiguous_row<T>(code, gradient, 3 * harmonics, work + 3 * harmonics);
+  T *on_cos = weights, *on_sin = weights + harmonics;
   const T count = static_cast<T>(n);
 #pragma omp simd
   for (int h = 0; h < harmonics; ++h) {
@@ -78,7 +105,6 @@ inline void adjoint_numbers(int code, const void* features, const void* gradient
     on_cos[h] = weight * (g[harmonics + h] + pull_m * f[harmonics + h]);
     on_sin[h] = -weight * (g[h] + pull_m * f[h]);
   }
-  group_numbers(on_cos, on_sin, harmonics, numbers);
 }
 
 KSSM_NAMESPACE_END

@@ -1,19 +1,64 @@
-// The products-to-sums of csrc/math/harmonics.h over one row of phases: stretches of it, "tiles", whose powers stay in
-// the first-level cache while every group of harmonics passes over them with its sums (or numbers) in registers.
+// The products-to-sums of csrc/math/harmonics.h over a run of vectors of phases: stretches of it, "tiles", whose powers
+// stay in the first-level cache while every group of harmonics passes over them with its sums (or numbers) in registers.
+// The lanes are oscillators of one row, or ensembles: one row each.
 #pragma once
 
 #include "memory.h"
+#include "transpose.h"
 #include "trig.h"
 
 #include "../math/harmonics.h"
 
 KSSM_NAMESPACE_BEGIN
 
-constexpr int kTileVectors = 1024 / kBytes;
+constexpr int kTileVectors = kBytes == 64 ? 32 : 1024 / kBytes;
 template <class T> constexpr int64_t kTile = kTileVectors * static_cast<int64_t>(kLanes<T>);
+
+// Where a run's phases come from, kTile at most at a time: one row that may be read up to the next whole vector,
+template <class T> struct RowPhases {
+  const T* theta;
+  const T* operator()(int64_t begin, int64_t) const { return theta + begin; }
+};
+
+// or a lane's width of such rows: element begin is in column begin / width.
+template <class T> struct LanePhases {
+  const T* const* rows;
+  Vec<T> columns[kTileVectors];
+
+  explicit LanePhases(const T* const* theta) : rows(theta) {}  // leaves the columns as they are
+  const T* operator()(int64_t begin, int64_t count) {
+    constexpr int W = kLanes<T>;
+    rows_to_lanes<T>([&](int i) { return rows[i] + begin / W; }, count / W, columns);
+    return reinterpret_cast<const T*>(columns);
+  }
+};
+
+// Where the adjoint of a run goes: it is added to a row that may be written up to the next whole vector,
+template <class T> struct RowSums {
+  T* g;
+  KSSM_FN void put(int64_t begin, int j, Vec<T> x) {
+    T* out = g + begin + j * static_cast<int64_t>(kLanes<T>);
+    store(out, load(out) + x);
+  }
+  KSSM_FN void flush(int64_t, int) {}
+};
+
+// or written to a lane's width of such rows.
+template <class T> struct LaneRowsOut {
+  T* const* rows;
+  Vec<T> columns[kTileVectors];
+
+  explicit LaneRowsOut(T* const* out) : rows(out) {}  // leaves the columns as they are
+  KSSM_FN void put(int64_t, int j, Vec<T> x) { columns[j] = x; }
+  KSSM_FN void flush(int64_t begin, int vectors) {
+    for (int j = vectors; j % kLanes<T>; ++j) columns[j] = Vec<T>{};
+    lanes_to_rows<T>(columns, vectors, [&](int i) { return rows[i] + begin / kLanes<T>; });
+  }
+};
 
 template <class T, int HALF> struct Tile {
   using V = Vec<T>;
+  static constexpr bool kGrouped = HALF > 1;  // one harmonic has no groups
   int vectors;
   V c[HALF + 1][kTileVectors], s[HALF + 1][kTileVectors];  // powers 1..A of the phases' cosines and sines (0 unused)
   V twice[kTileVectors];                                   // 2 cos(m theta)
@@ -44,12 +89,13 @@ template <class T, int HALF> struct Tile {
       const auto live = one[p] > T(0);
       a[1] = live ? cos[p] : V{};  // folded away where `one` is a constant
       b[1] = live ? sin[p] : V{};
-      powers<HALF + 1>(a, b);
+      powers<HALF + kGrouped>(a, b);
 #pragma GCC unroll 8
       for (int k = 1; k <= HALF; ++k) {
         c[k][v] = a[k];
         s[k][v] = b[k];
       }
+      if (!kGrouped) continue;
       const V cm = fma(a[HALF], a[HALF + 1], -(b[HALF] * b[HALF + 1]));
       const V sm = fma(b[HALF], a[HALF + 1], a[HALF] * b[HALF + 1]);
       c_b[v] = cm;
@@ -69,7 +115,9 @@ template <class T, int HALF> struct Tile {
 // Loads once what two instructions read: GCC folds the load into both, and the loops below are bound by their loads
 // (Zen 1, adjoint of 32 harmonics: 146 cycles per vector, 140 with this).
 template <class V> KSSM_FN V in_register(V x) {
-#if defined(__x86_64__)
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
   __asm__("" : "+x"(x));
 #endif
   return x;
@@ -113,8 +161,9 @@ KSSM_FN void add_products(Tile<T, HALF>& tile, int a, Vec<T>* sums) {
       sc[i] = fma(sb, ca, sc[i]);
     }
     if (ADVANCE) {
-      c_b[v] = fma(tile.twice[v], c_next[v], -cb);
-      s_b[v] = fma(tile.twice[v], s_next[v], -sb);
+      const V twice = in_register(tile.twice[v]);
+      c_b[v] = fma(twice, c_next[v], -cb);
+      s_b[v] = fma(twice, s_next[v], -sb);
     }
   }
   if (FIRST) {
@@ -131,12 +180,13 @@ KSSM_FN void add_products(Tile<T, HALF>& tile, int a, Vec<T>* sums) {
   }
 }
 
-// The forward's sums of one row, still spread over lanes.
-template <class T, int HALF> inline void add_row(const T* theta, int64_t n, int groups, Vec<T>* sums) {
+// The forward's sums of n elements, lane by lane.
+template <class T, int HALF, class Phases> inline void add_run(Phases& phases, int64_t n, int groups, Vec<T>* sums) {
   constexpr int PAIR = HALF < 2 ? 1 : 2, per_group = 4 * HALF + 2;
   Tile<T, HALF> tile;
   for (int64_t begin = 0; begin < n; begin += kTile<T>) {
-    tile.template fill<true>(theta + begin, n - begin < kTile<T> ? n - begin : kTile<T>);
+    const int64_t count = n - begin < kTile<T> ? n - begin : kTile<T>;
+    tile.template fill<true>(phases(begin, count), count);
     for (int a = 1; a <= HALF; ++a) {
       Vec<T> sum_c = sums[4 * a - 2], sum_s = sums[4 * a];
       for (int v = 0; v < tile.vectors; ++v) {
@@ -160,21 +210,25 @@ template <class T, int HALF> inline void add_row(const T* theta, int64_t n, int 
   }
 }
 
+// A number of the row, or of each lane's row.
+template <class V> KSSM_FN V wide(Scalar<V> x) { return splat<V>(x); }
+template <class V> KSSM_FN V wide(V x) { return x; }
+
 // One step of Clenshaw's recurrence in m theta with a group's numbers: u_new = X + 2 cos(m theta) u - u_old, and v with Y.
 // START: u, v, u_old and v_old are zero and not read.
-template <int PAIR, bool START, bool FIRST, bool LAST, class T, int HALF>
-KSSM_FN void add_group(const Tile<T, HALF>& tile, int a, const T* numbers, const Vec<T>* u, const Vec<T>* v,
+template <int PAIR, bool START, bool FIRST, bool LAST, class T, int HALF, class Numbers>
+KSSM_FN void add_group(const Tile<T, HALF>& tile, int a, const Numbers* numbers, const Vec<T>* u, const Vec<T>* v,
                        Vec<T>* u_old, Vec<T>* v_old) {
   using V = Vec<T>;
   V xc[PAIR], xs[PAIR], yc[PAIR], ys[PAIR];
-  const V x0 = splat<V>(numbers[0]), y0 = splat<V>(numbers[1]);
+  const V x0 = wide<V>(numbers[0]), y0 = wide<V>(numbers[1]);
 #pragma GCC unroll 2
   for (int i = 0; i < PAIR; ++i) {
-    const T* row = numbers + 4 * (a + i) - 2;
-    xc[i] = splat<V>(row[0]);
-    xs[i] = splat<V>(row[1]);
-    yc[i] = splat<V>(row[2]);
-    ys[i] = splat<V>(row[3]);
+    const Numbers* row = numbers + 4 * (a + i) - 2;
+    xc[i] = wide<V>(row[0]);
+    xs[i] = wide<V>(row[1]);
+    yc[i] = wide<V>(row[2]);
+    ys[i] = wide<V>(row[3]);
   }
   for (int j = 0; j < tile.vectors; ++j) {
     V x = !FIRST ? u_old[j] : START ? x0 : x0 - u_old[j], y = !FIRST ? v_old[j] : START ? y0 : y0 - v_old[j];
@@ -186,13 +240,14 @@ KSSM_FN void add_group(const Tile<T, HALF>& tile, int a, const T* numbers, const
       x = fma(xs[i], sa, x);
       y = fma(ys[i], sa, y);
     }
-    u_old[j] = LAST && !START ? fma(tile.twice[j], u[j], x) : x;
-    v_old[j] = LAST && !START ? fma(tile.twice[j], v[j], y) : y;
+    const V twice = LAST && !START ? in_register(tile.twice[j]) : V{};
+    u_old[j] = LAST && !START ? fma(twice, u[j], x) : x;
+    v_old[j] = LAST && !START ? fma(twice, v[j], y) : y;
   }
 }
 
-template <bool START, class T, int HALF>
-KSSM_FN void add_groups(const Tile<T, HALF>& tile, const T* row, const Vec<T>* u, const Vec<T>* v, Vec<T>* u_old,
+template <bool START, class T, int HALF, class Numbers>
+KSSM_FN void add_groups(const Tile<T, HALF>& tile, const Numbers* row, const Vec<T>* u, const Vec<T>* v, Vec<T>* u_old,
                         Vec<T>* v_old) {
   constexpr int PAIR = HALF < 2 ? 1 : 2;
   add_group<PAIR, START, true, HALF == PAIR>(tile, 1, row, u, v, u_old, v_old);
@@ -201,18 +256,20 @@ KSSM_FN void add_groups(const Tile<T, HALF>& tile, const T* row, const Vec<T>* u
   if (HALF > PAIR) add_group<PAIR, START, false, true>(tile, HALF - PAIR + 1, row, u, v, u_old, v_old);
 }
 
-// g[j] += sum_n p_n cos(n theta_j) + q_n sin(n theta_j), p and q as group_numbers lays them out; theta and g may be
-// touched up to the next whole vector.
-template <class T, int HALF>
-inline void add_adjoint_row(const T* theta, int64_t n, int groups, const T* numbers, T* g) {
-  constexpr int per_group = 4 * HALF + 2, W = kLanes<T>;
+// out gets sum_n p_n cos(n theta_j) + q_n sin(n theta_j), p and q as group_numbers lays them out.
+template <class T, int HALF, class Phases, class Out, class Numbers>
+inline void adjoint_run(Phases& phases, int64_t n, int groups, const Numbers* numbers, Out& out) {
+  constexpr int per_group = 4 * HALF + 2;
   using V = Vec<T>;
   Tile<T, HALF> tile;
   V storage[4][kTileVectors];
   V *u = storage[0], *v = storage[1], *u_old = storage[2], *v_old = storage[3];
   for (int64_t begin = 0; begin < n; begin += kTile<T>) {
-    tile.template fill<false>(theta + begin, n - begin < kTile<T> ? n - begin : kTile<T>);
-    for (int j = 0; j < tile.vectors; ++j) u[j] = v[j] = u_old[j] = v_old[j] = V{};
+    const int64_t count = n - begin < kTile<T> ? n - begin : kTile<T>;
+    tile.template fill<false>(phases(begin, count), count);
+    for (int j = 0; j < tile.vectors; ++j) u[j] = v[j] = V{};
+    if (groups == 0)  // otherwise the first step writes them
+      for (int j = 0; j < tile.vectors; ++j) u_old[j] = v_old[j] = V{};
     for (int k = groups; k >= 1; --k) {
       if (k == groups) add_groups<true>(tile, numbers + k * per_group, u, v, u_old, v_old);
       else add_groups<false>(tile, numbers + k * per_group, u, v, u_old, v_old);
@@ -220,15 +277,15 @@ inline void add_adjoint_row(const T* theta, int64_t n, int groups, const T* numb
       swap(v, v_old);
     }
     for (int j = 0; j < tile.vectors; ++j) {
-      V x = fma(u[j], tile.c_b[j], fma(v[j], tile.s_b[j], -u_old[j]));
+      V x = tile.kGrouped ? fma(u[j], tile.c_b[j], fma(v[j], tile.s_b[j], -u_old[j])) : V{};
 #pragma GCC unroll 8
       for (int a = 1; a <= HALF; ++a) {
-        x = fma(splat<V>(numbers[4 * a - 2]), tile.c[a][j], x);
-        x = fma(splat<V>(numbers[4 * a - 1]), tile.s[a][j], x);
+        x = fma(wide<V>(numbers[4 * a - 2]), tile.c[a][j], x);
+        x = fma(wide<V>(numbers[4 * a - 1]), tile.s[a][j], x);
       }
-      T* out = g + begin + j * W;
-      store(out, load(out) + x);
+      out.put(begin, j, x);
     }
+    out.flush(begin, tile.vectors);
   }
 }
 

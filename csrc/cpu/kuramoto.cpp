@@ -1,6 +1,7 @@
 // Mean-field phase update and order parameters of the updated phases, row by row, and their adjoint. Equations:
 // kssm_kernels/ops/kuramoto_features.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
-// a longer row has all threads to itself.
+// a longer row has all threads to itself. The steps are taken row by row; the features, and their adjoint, of short rows
+// as many at a time as a vector has lanes.
 
 #include "entry_points.h"
 #include "harmonic_sums.h"
@@ -17,12 +18,18 @@ KSSM_FN double work(const KuramotoCall& call) {
   return static_cast<double>(call.rows) * static_cast<double>(call.n) * per_oscillator / kLanes<float>;
 }
 
+// Chunks of sets of rows that go together.
 struct Plan {
-  explicit Plan(const KuramotoCall& call)
-      : threads(worth_threads(work(call), call.threads)), within_row(call.n > kBlock ? threads : 1),
-        chunks(call.n > kBlock ? 1 : call.rows < kMaxChunks ? call.rows : kMaxChunks) {}
+  Plan(const KuramotoCall& call, int64_t rows_together)
+      : threads(worth_threads(work(call), call.threads)), within_row(call.n > kBlock ? threads : 1), together(rows_together),
+        rows(call.rows), sets((rows + together - 1) / together),
+        chunks(call.n > kBlock ? 1 : sets < kMaxChunks ? sets : kMaxChunks) {}
+  int64_t first(int64_t chunk) const { return chunk * sets / chunks * together; }
+  int64_t last(int64_t chunk) const { return end_of(first(chunk + 1)); }
+  int64_t end_of(int64_t row) const { return row < rows ? row : rows; }
+
   int threads, within_row;
-  int64_t chunks;
+  int64_t together, rows, sets, chunks;
 };
 
 template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out) {
@@ -33,29 +40,66 @@ template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out
 // One vector of phases that all rows start from: its mean field is computed once per chunk.
 KSSM_FN bool starts_alike(const KuramotoCall& call) { return call.operands[kTheta].row_stride == 0 && call.steps == 1; }
 
+// The features of a set of rows that the steps have left in `state`.
+template <class T> class Features {
+ public:
+  Features(const KuramotoCall& call, void* data, const Plan& plan, bool& ok)
+      : call_(call), data_(data), within_row_(plan.within_row), in_lanes_(plan.together > 1),
+        row_work_(in_lanes_ ? 1 : call.harmonics, ok), lane_work_(in_lanes_ ? call.harmonics : 1, ok) {}
+
+  void put(int64_t first, int64_t last, const T* const* state, bool& ok) {
+    const int64_t count = 3 * call_.harmonics;
+    if (!in_lanes_) {
+      row_features<T>(
+          call_.n, call_.harmonics, within_row_, [&](int64_t begin, int64_t, T*) { return state[0] + begin; },
+          row_work_, call_.code, element(data_, call_.code, first * count), ok);
+      return;
+    }
+    T* rows[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i) rows[i] = lane_work_.rows[i];
+    lane_features<T>(state, call_.n, call_.harmonics, lane_work_, rows);
+    for (int64_t r = first; r < last; ++r)
+      store_row<T>(call_.code, element(data_, call_.code, r * count), count, rows[r - first]);
+  }
+
+ private:
+  const KuramotoCall& call_;
+  void* const data_;
+  const int within_row_;
+  const bool in_lanes_;
+  FeatureWork<T> row_work_;
+  LaneWork<T> lane_work_;
+};
+
 template <class T> bool forward(const KuramotoCall& call, void* features, void* phases) {
-  const Plan plan(call);
+  const Plan plan(call, call.harmonics ? rows_together<T>(call.n) : 1);
   bool ok = true;
   parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
-    RowBuffer<T> start(call.n, ok), theta(call.n, ok);
+    RowBuffer<T> start(call.n, ok);
+    LaneRows<T> theta(call.n, ok);
     KuramotoRow<T> row(call, plan.within_row, ok);
-    FeatureWork<T> feature_work(call.harmonics, ok);
+    Features<T> feature_rows(call, features, plan, ok);
     Mean<T> z{};
-    const int64_t first = chunk * call.rows / plan.chunks, last = (chunk + 1) * call.rows / plan.chunks;
-    for (int64_t r = first; r < last && !failed(ok); ++r) {
-      row.set_row(r);
-      const T* state = start;
-      if (r == first || !starts_alike(call)) load_theta<T>(call, r, start);
-      for (int64_t s = 0; s < call.steps; ++s) {
-        if (r == first || !starts_alike(call)) z = row.mean_field(state);
-        row.advance(state, z, s, theta);
-        state = theta;
+    bool started = false;
+    for (int64_t first = plan.first(chunk); first < plan.last(chunk) && !failed(ok); first += plan.together) {
+      const int64_t last = plan.end_of(first + plan.together);
+      const T* states[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) states[i] = theta[0];  // a set without its last rows
+      for (int64_t r = first; r < last; ++r) {
+        row.set_row(r);
+        T* const end = theta[r - first];
+        const T* state = call.steps ? start : end;
+        if (!started || !starts_alike(call)) load_theta<T>(call, r, call.steps ? start : end);
+        for (int64_t s = 0; s < call.steps; ++s) {
+          if (!started || !starts_alike(call)) z = row.mean_field(state);
+          row.advance(state, z, s, end);
+          state = end;
+        }
+        started = true;
+        if (phases) store_row<T>(call.code, element(phases, call.code, r * call.n), call.n, end);
+        states[r - first] = end;
       }
-      if (phases) store_row<T>(call.code, element(phases, call.code, r * call.n), call.n, state);
-      if (call.harmonics)
-        row_features<T>(
-            call.n, call.harmonics, plan.within_row, [&](int64_t begin, int64_t, T*) { return state + begin; },
-            feature_work, call.code, element(features, call.code, r * 3 * call.harmonics), ok);
+      if (call.harmonics) feature_rows.put(first, last, states, ok);
     }
   });
   return ok;
@@ -117,8 +161,6 @@ template <class T> class GradientSum {
   Buffer<double> scalars_;
 };
 
-template <class T> constexpr int code_of() { return sizeof(T) == 8 ? kFloat64 : kFloat32; }
-
 KSSM_FN int64_t segment_length(int64_t steps) {
   if (steps <= kSegment) return steps;
   int64_t length = kSegment / 8;
@@ -126,18 +168,31 @@ KSSM_FN int64_t segment_length(int64_t steps) {
   return length;
 }
 
+// Rows whose features' adjoint is taken together: short ones whose last phases are at hand.
+template <class T> KSSM_FN int64_t adjoints_together(const KuramotoCall& call, const KuramotoSaved& saved) {
+  return saved.grad_features && saved.phases ? rows_together<T>(call.n) : 1;
+}
+
 // Everything one chunk of rows needs to run backward.
 template <class T> class Adjoint {
  public:
-  Adjoint(const KuramotoCall& call, const KuramotoSaved& saved, GradientSum<T>* sums, int threads, bool& ok)
-      : call_(call), saved_(saved), sums_(sums), threads_(threads), stride_(padded<T>(call.n)),
+  Adjoint(const KuramotoCall& call, const KuramotoSaved& saved, GradientSum<T>* sums, const Plan& plan, bool& ok)
+      : call_(call), saved_(saved), sums_(sums), in_lanes_(plan.together > 1), stride_(padded<T>(call.n)),
         length_(segment_length(call.steps)), segments_(length_ ? (call.steps + length_ - 1) / length_ : 1),
-        row_(call, threads, ok), states_((length_ ? length_ : 1) * stride_, ok),
-        marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok),
-        means_(length_, ok), totals_(kOperands * stride_, ok), rest_(8 * call.harmonics, ok),
-        numbers_(kMaxGroupNumbers, ok) {}
+        row_(call, plan.within_row, ok), states_((length_ ? length_ : 1) * stride_, ok),
+        marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok), means_(length_, ok),
+        totals_(kOperands * stride_, ok), rest_(6 * call.harmonics, ok), weights_(2 * call.harmonics, ok),
+        numbers_(kMaxGroupNumbers, ok), ends_(in_lanes_ ? call.n : 1, ok), pulls_(in_lanes_ ? call.n : 1, ok),
+        lane_work_(in_lanes_ ? call.harmonics : 1, ok) {}
 
-  void run(int64_t chunk, int64_t r, bool first_of_chunk) {
+  void run(int64_t chunk, int64_t first, int64_t last, bool first_of_chunk) {
+    if (in_lanes_) pull_in_lanes(first, last);
+    for (int64_t r = first; r < last; ++r) run_row(chunk, r, pulls_[r - first], first_of_chunk && r == first);
+  }
+
+ private:
+  // pull: what the features give to the last phases' gradient, if in_lanes_
+  void run_row(int64_t chunk, int64_t r, const T* pull, bool first_of_chunk) {
     row_.set_row(r);
     T* totals[kOperands] = {};
     for (int k = kCoupling; k < kOperands; ++k) {
@@ -152,7 +207,7 @@ template <class T> class Adjoint {
       const int64_t first = k * length_, last = first + length_ < call_.steps ? first + length_ : call_.steps;
       if (segments_ > 1) copy(marks_ + k * stride_, states_);
       replay(first, last, keep);
-      if (last == call_.steps) gradient_of_end(r, last - first);
+      if (last == call_.steps) gradient_of_end(r, last - first, pull);
       for (int64_t s = last - 1; s >= first; --s) {
         const T* state = states_ + (s - first) * stride_;
         if (s != last - 1) row_.mean_field(state);  // for its cos and sin; the mean is the same
@@ -163,7 +218,6 @@ template <class T> class Adjoint {
     for (int k = kCoupling; k < kOperands; ++k) sums_[k].add(row_, chunk, r, totals[k]);
   }
 
- private:
   void copy(const T* from, T* to) {
     for (int64_t j = 0; j < stride_; j += kLanes<T>) store(to + j, load(from + j));
   }
@@ -195,38 +249,60 @@ template <class T> class Adjoint {
     }
   }
 
-  void gradient_of_end(int64_t r, int64_t steps_in_segment) {
+  void pull_in_lanes(int64_t first, int64_t last) {
+    const T* end[kLanes<T>];
+    T* pull[kLanes<T>];
+    for (int i = 0; i < kLanes<T>; ++i) {
+      const int64_t r = first + i;
+      pull[i] = pulls_[i];
+      end[i] = r < last ? whole_row<T>(call_.code, element(saved_.phases, call_.code, r * call_.n), 1, call_.n, ends_[i])
+                        : end[0];
+      if (r < last) weigh(r, lane_work_.rows[i]);
+    }
+    lane_adjoint<T>(end, call_.n, call_.harmonics, lane_work_, pull);
+  }
+
+  void weigh(int64_t r, T* weights) {
+    const int64_t at = r * 3 * call_.harmonics;
+    adjoint_weights<T>(call_.code, element(saved_.features, call_.code, at),
+                       element(saved_.grad_features, call_.code, at), call_.n, call_.harmonics, rest_, weights);
+  }
+
+  void gradient_of_end(int64_t r, int64_t steps_in_segment, const T* pull) {
     const int64_t n = call_.n;
     zero<T>(g_, n);
     if (saved_.grad_phases) load_row<T>(call_.code, element(saved_.grad_phases, call_.code, r * n), 1, n, g_);
-    if (!saved_.grad_features) return;
-    const T* end = end_;
-    if (saved_.phases) load_row<T>(call_.code, element(saved_.phases, call_.code, r * n), 1, n, end_);
-    else if (steps_in_segment == 0) end = states_;
-    const int64_t at = r * 3 * call_.harmonics;
-    adjoint_numbers<T>(call_.code, element(saved_.features, call_.code, at),
-                       element(saved_.grad_features, call_.code, at), n, call_.harmonics, rest_, numbers_);
-    row_.for_blocks([&](int64_t begin, int64_t stop) {
-      harmonic_adjoint<T>(end + begin, stop - begin, call_.harmonics, numbers_, g_ + begin);
-    });
+    if (in_lanes_) {
+      for (int64_t j = 0; j < stride_; j += kLanes<T>) store(g_ + j, load(g_ + j) + load(pull + j));
+    } else if (saved_.grad_features) {
+      const T* end = end_;
+      if (saved_.phases) load_row<T>(call_.code, element(saved_.phases, call_.code, r * n), 1, n, end_);
+      else if (steps_in_segment == 0) end = states_;
+      weigh(r, weights_);
+      row_.for_blocks([&](int64_t begin, int64_t stop) {
+        harmonic_adjoint<T>(end + begin, stop - begin, call_.harmonics, weights_, numbers_, g_ + begin);
+      });
+    }
     for (int64_t j = n; j < stride_; ++j) g_[j] = T(0);
   }
 
   const KuramotoCall& call_;
   const KuramotoSaved& saved_;
   GradientSum<T>* const sums_;
-  const int threads_;
+  const bool in_lanes_;
   const int64_t stride_, length_, segments_;
   KuramotoRow<T> row_;
   Buffer<T> states_, marks_;
   RowBuffer<T> end_, g_;
   Buffer<Mean<T>> means_;
-  Buffer<T> totals_, rest_, numbers_;
+  Buffer<T> totals_, rest_, weights_, numbers_;
+  LaneRows<T> ends_, pulls_;
+  LaneWork<T> lane_work_;
 };
 
 template <class T>
 bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
-  const Plan plan(call);
+  const Plan plan(call, adjoints_together<T>(call, saved));
   bool ok = true;
   // theta's own gradient leaves in theta's dtype if no sum is taken over rows; all else in the arithmetic dtype
   GradientSum<T> sums[kOperands] = {
@@ -238,9 +314,9 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
   };
   if (failed(ok)) return false;
   parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
-    Adjoint<T> adjoint(call, saved, sums, plan.within_row, ok);
-    const int64_t first = chunk * call.rows / plan.chunks, last = (chunk + 1) * call.rows / plan.chunks;
-    for (int64_t r = first; r < last && !failed(ok); ++r) adjoint.run(chunk, r, r == first);
+    Adjoint<T> adjoint(call, saved, sums, plan, ok);
+    for (int64_t r = plan.first(chunk); r < plan.last(chunk) && !failed(ok); r += plan.together)
+      adjoint.run(chunk, r, plan.end_of(r + plan.together), r == plan.first(chunk));
   });
   if (ok)
     for (auto& sum : sums) sum.finish();

@@ -9,6 +9,7 @@ KSSM_NAMESPACE_BEGIN
 
 // The codes of kssm_kernels/ops/_door.py; arithmetic is float for the 16-bit ones.
 enum Dtype { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
+template <class T> constexpr int code_of() { return sizeof(T) == 8 ? kFloat64 : kFloat32; }
 KSSM_FN int64_t dtype_size(int code) { return code == kFloat32 ? 4 : code == kFloat64 ? 8 : 2; }
 
 KSSM_FN float bfloat16_to_float(uint16_t h) { return from_bits<float>(static_cast<int32_t>(static_cast<uint32_t>(h) << 16)); }
@@ -70,6 +71,26 @@ template <class T> __attribute__((noinline)) void store_row(int code, void* targ
   }
 }
 
+// The row itself where it is one of T, otherwise its copy.
+template <class T> KSSM_FN const T* contiguous_row(int code, const void* source, int64_t count, T* copy) {
+  if (code == code_of<T>()) return static_cast<const T*>(source);
+  load_row<T>(code, source, 1, count, copy);
+  return copy;
+}
+
+// A row of T that whole vectors may be read from, or written to, in its place.
+template <class T> KSSM_FN bool whole_vectors(int code, int64_t stride, int64_t count) {
+  return code == code_of<T>() && stride == 1 && count % kLanes<T> == 0;
+}
+
+// A row to be read in whole vectors: itself if it can be, otherwise its copy.
+template <class T>
+KSSM_FN const T* whole_row(int code, const void* source, int64_t stride, int64_t count, T* copy) {
+  if (whole_vectors<T>(code, stride, count)) return static_cast<const T*>(source);
+  load_row<T>(code, source, stride, count, copy);
+  return copy;
+}
+
 KSSM_FN const void* element(const void* base, int code, int64_t index) {
   return static_cast<const char*>(base) + index * dtype_size(code);
 }
@@ -106,6 +127,19 @@ template <class T> class RowBuffer : public Buffer<T> {
   RowBuffer(int64_t n, bool& ok) : Buffer<T>(padded<T>(n), ok) {
     if (T* memory = *this) store(memory + padded<T>(n) - kLanes<T>, Vec<T>{});
   }
+};
+
+// The same for as many rows of n as a vector has lanes.
+template <class T> class LaneRows : public Buffer<T> {
+ public:
+  LaneRows(int64_t n, bool& ok) : Buffer<T>(kLanes<T> * padded<T>(n), ok), stride_(padded<T>(n)) {
+    if (T* memory = *this)
+      for (int i = 1; i <= kLanes<T>; ++i) store(memory + i * stride_ - kLanes<T>, Vec<T>{});
+  }
+  T* operator[](int64_t i) const { return static_cast<T*>(*this) + i * stride_; }
+
+ private:
+  const int64_t stride_;
 };
 
 KSSM_NAMESPACE_END

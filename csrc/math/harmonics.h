@@ -73,7 +73,7 @@ template <class T> KSSM_FN void unpack_sums(const T* sums, int harmonics, T* cos
 // The backward's numbers, in the same places: { p_b, q_b, then for a: X's on c_a, X's on s_a, Y's on c_a, Y's on s_a }.
 template <class T> KSSM_FN void group_numbers(const T* on_cos, const T* on_sin, int harmonics, T* numbers) {
   const Groups groups(harmonics);
-  const auto at = [&](const T* x, int n) { return n >= 1 && n <= harmonics ? x[n - 1] : T(0); };
+  const auto at = [&](const T* x, int n) { return n >= 1 && n <= harmonics ? x[n - 1] : T{}; };
   for (int k = 0; k <= groups.count; ++k) {
     T* row = numbers + k * groups.per_group();
     const int b = k * groups.stride();
@@ -90,6 +90,6 @@ template <class T> KSSM_FN void group_numbers(const T* on_cos, const T* on_sin, 
 }
 
 // Magnitude of one order parameter from its real and imaginary parts.
-template <class T> KSSM_FN T magnitude(T c, T s) { return square_root(c * c + s * s + T(1e-8)); }
+template <class T> KSSM_FN T magnitude(T c, T s) { return square_root(c * c + s * s + splat<T>(Scalar<T>(1e-8))); }
 
 KSSM_NAMESPACE_END
