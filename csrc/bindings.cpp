@@ -2,14 +2,11 @@
 
 #include <pthread.h>
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
 #include <cstdlib>
 #include <new>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -18,7 +15,7 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr int kAbi = 1;  // ABI in kssm_kernels/backends.py
+constexpr int kAbi = 2;  // ABI in kssm_kernels/backends.py
 
 struct InstructionSet {
   const kssm::Kernels* kernels;
@@ -68,21 +65,50 @@ void check_memory(bool ok) {
   if (!ok) throw std::bad_alloc();
 }
 
-using Sizes = std::tuple<int64_t, int64_t, int, int64_t, int, int>;  // rows, n, dtype code, steps, harmonics, threads
-using OperandArguments = std::tuple<uintptr_t, int64_t, int64_t, double>;
-using Operands = std::array<OperandArguments, kssm::kOperands>;
-using Flags = std::tuple<bool, bool, bool>;  // omega, lag, noise
+// Reads one flat tuple of numbers: a third of what pybind11 takes to convert the same in nested tuples (0.8 us, not 2.3).
+class Reader {
+ public:
+  Reader(const py::tuple& arguments, py::ssize_t count) : arguments_(arguments) {
+    if (arguments.size() != static_cast<size_t>(count))
+      throw py::type_error("got " + std::to_string(arguments.size()) + " arguments, want " + std::to_string(count));
+  }
+  int64_t integer() { return checked(PyLong_AsLongLong(next())); }
+  uint64_t word() { return checked(PyLong_AsUnsignedLongLong(next())); }
+  double number() { return checked(PyFloat_AsDouble(next())); }
+  void* address() { return reinterpret_cast<void*>(static_cast<uintptr_t>(word())); }
+  bool flag() { return next() == Py_True; }
 
-kssm::KuramotoCall kuramoto_call(const Sizes& sizes, const std::tuple<double, uint64_t>& numbers, const Operands& operands,
-                                 const Flags& has) {
+ private:
+  PyObject* next() { return PyTuple_GET_ITEM(arguments_.ptr(), next_++); }
+  template <class T> static T checked(T value) {
+    if (value == static_cast<T>(-1) && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+  const py::tuple& arguments_;
+  py::ssize_t next_ = 0;
+};
+
+// In the order of call_arguments in kssm_kernels/ops/_update_cpu.py.
+constexpr py::ssize_t kCallArguments = 11 + 4 * kssm::kOperands;
+
+kssm::KuramotoCall kuramoto_call(Reader& in) {
   kssm::KuramotoCall call;
-  std::tie(call.rows, call.n, call.code, call.steps, call.harmonics, call.threads) = sizes;
-  std::tie(call.dt, call.seed) = numbers;
-  std::tie(call.has_omega, call.has_lag, call.has_noise) = has;
-  call.threads = usable(call.threads);
-  for (int k = 0; k < kssm::kOperands; ++k) {
-    const auto& [data, row_stride, column_stride, value] = operands[static_cast<size_t>(k)];
-    call.operands[k] = {address(data), row_stride, column_stride, value};
+  call.rows = in.integer();
+  call.n = in.integer();
+  call.code = static_cast<int>(in.integer());
+  call.steps = in.integer();
+  call.harmonics = static_cast<int>(in.integer());
+  call.threads = usable(static_cast<int>(in.integer()));
+  call.dt = in.number();
+  call.seed = in.word();
+  call.has_omega = in.flag();
+  call.has_lag = in.flag();
+  call.has_noise = in.flag();
+  for (auto& operand : call.operands) {
+    operand.data = in.address();
+    operand.row_stride = in.integer();
+    operand.column_stride = in.integer();
+    operand.value = in.number();
   }
   return call;
 }
@@ -103,25 +129,27 @@ void order_parameters_backward(uintptr_t theta, int64_t rows, int64_t n, int64_t
                                                  usable(threads)));
 }
 
-void kuramoto_forward(const Sizes& sizes, const std::tuple<double, uint64_t>& numbers, const Operands& operands,
-                      const Flags& has, uintptr_t features, uintptr_t phases) {
-  const kssm::KuramotoCall call = kuramoto_call(sizes, numbers, operands, has);
+void kuramoto_forward(const py::tuple& arguments, uintptr_t features, uintptr_t phases) {
+  Reader in(arguments, kCallArguments);
+  const kssm::KuramotoCall call = kuramoto_call(in);
   const py::gil_scoped_release release;
   check_memory(active->kuramoto_forward(call, address(features), address(phases)));
 }
 
-void kuramoto_backward(const Sizes& sizes, const std::tuple<double, uint64_t>& numbers, const Operands& operands,
-                       const Flags& has, const std::array<uintptr_t, 4>& saved,
-                       const std::array<std::tuple<uintptr_t, bool, bool>, kssm::kOperands>& gradients) {
-  const kssm::KuramotoCall call = kuramoto_call(sizes, numbers, operands, has);
+// gradients: address, per row, per column of each operand's
+void kuramoto_backward(const py::tuple& arguments, uintptr_t features, uintptr_t phases, uintptr_t grad_features,
+                       uintptr_t grad_phases, const py::tuple& gradients) {
+  Reader in(arguments, kCallArguments), out(gradients, 3 * kssm::kOperands);
+  const kssm::KuramotoCall call = kuramoto_call(in);
   kssm::GradientTarget targets[kssm::kOperands];
-  for (size_t k = 0; k < kssm::kOperands; ++k) {
-    const auto& [data, per_row, per_column] = gradients[k];
-    targets[k] = {address(data), per_row, per_column};
+  for (auto& target : targets) {
+    target.data = out.address();
+    target.per_row = out.flag();
+    target.per_column = out.flag();
   }
-  const kssm::KuramotoSaved tensors = {address(saved[0]), address(saved[1]), address(saved[2]), address(saved[3])};
+  const kssm::KuramotoSaved saved = {address(features), address(phases), address(grad_features), address(grad_phases)};
   const py::gil_scoped_release release;
-  check_memory(active->kuramoto_backward(call, tensors, targets));
+  check_memory(active->kuramoto_backward(call, saved, targets));
 }
 
 void bistable_coupling_forward(uintptr_t params, int64_t rows, int code, double low, double high, uintptr_t coupling,

@@ -23,7 +23,7 @@ BACKENDS = ("cpu", "torch")
 
 # Bumped with every change of a C++ signature. The extension carries the number it was built with, so that a
 # source checkout that shadows an older installed extension says so instead of crashing.
-ABI = 1
+ABI = 2
 
 _explicit: list[str] = []
 

@@ -38,10 +38,10 @@ template <class T> KSSM_FN int64_t rows_together(int64_t n) { return n <= kLaneR
 template <class T> struct LaneWork {
   LaneWork(int harmonics, bool& ok)
       : stride(padded<T>(3 * harmonics)), numbers(Groups(harmonics).numbers(), ok), columns(stride, ok),
-        rows(3 * harmonics, ok) {}
+        rows(harmonics ? kLanes<T> : 0, 3 * harmonics, ok) {}
   const int64_t stride;
   Buffer<Vec<T>> numbers, columns;
-  LaneRows<T> rows;  // features, or weights
+  Rows<T> rows;  // features, or weights
 };
 
 // features[i] = [C | S | M] of the kLanes rows theta[i] of n <= kLaneRows phases. Rows are touched up to the next whole

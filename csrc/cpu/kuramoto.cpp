@@ -45,7 +45,7 @@ template <class T> class Features {
  public:
   Features(const KuramotoCall& call, void* data, const Plan& plan, bool& ok)
       : call_(call), data_(data), within_row_(plan.within_row), in_lanes_(plan.together > 1),
-        row_work_(in_lanes_ ? 1 : call.harmonics, ok), lane_work_(in_lanes_ ? call.harmonics : 1, ok) {}
+        row_work_(in_lanes_ ? 0 : call.harmonics, ok), lane_work_(in_lanes_ ? call.harmonics : 0, ok) {}
 
   void put(int64_t first, int64_t last, const T* const* state, bool& ok) {
     const int64_t count = 3 * call_.harmonics;
@@ -76,7 +76,7 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
   bool ok = true;
   parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
     RowBuffer<T> start(call.n, ok);
-    LaneRows<T> theta(call.n, ok);
+    Rows<T> theta(plan.together, call.n, ok);
     KuramotoRow<T> row(call, plan.within_row, ok);
     Features<T> feature_rows(call, features, plan, ok);
     Mean<T> z{};
@@ -182,8 +182,9 @@ template <class T> class Adjoint {
         row_(call, plan.within_row, ok), states_((length_ ? length_ : 1) * stride_, ok),
         marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok), means_(length_, ok),
         totals_(kOperands * stride_, ok), rest_(6 * call.harmonics, ok), weights_(2 * call.harmonics, ok),
-        numbers_(kMaxGroupNumbers, ok), ends_(in_lanes_ ? call.n : 1, ok), pulls_(in_lanes_ ? call.n : 1, ok),
-        lane_work_(in_lanes_ ? call.harmonics : 1, ok) {}
+        numbers_(kMaxGroupNumbers, ok), ends_(in_lanes_ ? plan.together : 0, call.n, ok),
+        pulls_(in_lanes_ ? plan.together : 0, call.n, ok),
+        lane_work_(in_lanes_ ? call.harmonics : 0, ok) {}
 
   void run(int64_t chunk, int64_t first, int64_t last, bool first_of_chunk) {
     if (in_lanes_) pull_in_lanes(first, last);
@@ -296,7 +297,7 @@ template <class T> class Adjoint {
   RowBuffer<T> end_, g_;
   Buffer<Mean<T>> means_;
   Buffer<T> totals_, rest_, weights_, numbers_;
-  LaneRows<T> ends_, pulls_;
+  Rows<T> ends_, pulls_;
   LaneWork<T> lane_work_;
 };
 

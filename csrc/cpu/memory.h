@@ -96,10 +96,12 @@ KSSM_FN const void* element(const void* base, int code, int64_t index) {
 }
 KSSM_FN void* element(void* base, int code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
 
-// Aligned scratch memory of one scope; clears `ok`, which threads share, if there is none.
+// Aligned scratch memory of one scope; clears `ok`, which threads share, if there is none. A count of 0 takes none: on
+// tiny problems the allocations are what a kernel costs.
 template <class T> class Buffer {
  public:
   Buffer(int64_t count, bool& ok) {
+    if (count <= 0) return;
     const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
     memory_ = static_cast<T*>(aligned_alloc(64, static_cast<size_t>(bytes)));
     if (!memory_) __atomic_store_n(&ok, false, __ATOMIC_RELAXED);
@@ -110,7 +112,7 @@ template <class T> class Buffer {
   operator T*() const { return memory_; }
 
  private:
-  T* memory_;
+  T* memory_ = nullptr;
 };
 
 KSSM_FN bool failed(const bool& ok) { return !__atomic_load_n(&ok, __ATOMIC_RELAXED); }
@@ -129,12 +131,12 @@ template <class T> class RowBuffer : public Buffer<T> {
   }
 };
 
-// The same for as many rows of n as a vector has lanes.
-template <class T> class LaneRows : public Buffer<T> {
+// The same for `count` rows of n.
+template <class T> class Rows : public Buffer<T> {
  public:
-  LaneRows(int64_t n, bool& ok) : Buffer<T>(kLanes<T> * padded<T>(n), ok), stride_(padded<T>(n)) {
+  Rows(int64_t count, int64_t n, bool& ok) : Buffer<T>(count * padded<T>(n), ok), stride_(padded<T>(n)) {
     if (T* memory = *this)
-      for (int i = 1; i <= kLanes<T>; ++i) store(memory + i * stride_ - kLanes<T>, Vec<T>{});
+      for (int64_t i = 1; i <= count; ++i) store(memory + i * stride_ - kLanes<T>, Vec<T>{});
   }
   T* operator[](int64_t i) const { return static_cast<T*>(*this) + i * stride_; }
 

@@ -27,7 +27,7 @@ KSSM_FN const T* phases(const PhaseRows& theta, int64_t row, int64_t begin, int6
 template <class T> class ResultRows {
  public:
   ResultRows(void* data, int code, int64_t count, bool& ok)
-      : data_(data), code_(code), count_(count), in_place_(whole_vectors<T>(code, 1, count)), scratch_(count, ok) {}
+      : data_(data), code_(code), count_(count), in_place_(whole_vectors<T>(code, 1, count)), scratch_(kLanes<T>, count, ok) {}
 
   T* const* start(int64_t first, int64_t last) {
     for (int64_t i = 0; i < kLanes<T>; ++i)
@@ -44,7 +44,7 @@ template <class T> class ResultRows {
   const int code_;
   const int64_t count_;
   const bool in_place_;
-  LaneRows<T> scratch_;
+  Rows<T> scratch_;
   T* rows_[kLanes<T>];
 };
 
@@ -61,7 +61,7 @@ template <class T> bool forward_in_lanes(const PhaseRows& theta, int harmonics, 
   constexpr int W = kLanes<T>;
   bool ok = true;
   for_chunks(theta.rows, W, threads, [&](int64_t first, int64_t last) {
-    LaneRows<T> in(theta.n, ok);
+    Rows<T> in(W, theta.n, ok);
     LaneWork<T> work(harmonics, ok);
     ResultRows<T> out(features, theta.code, 3 * harmonics, ok);
     if (failed(ok)) return;
@@ -99,7 +99,7 @@ bool backward_in_lanes(const PhaseRows& theta, int harmonics, const void* featur
   constexpr int W = kLanes<T>;
   bool ok = true;
   for_chunks(theta.rows, W, threads, [&](int64_t first, int64_t last) {
-    LaneRows<T> in(theta.n, ok);
+    Rows<T> in(W, theta.n, ok);
     LaneWork<T> work(harmonics, ok);
     ResultRows<T> out(grad_theta, theta.code, theta.n, ok);
     Buffer<T> rest(6 * harmonics, ok);

@@ -26,7 +26,7 @@ struct Groups {
         count(harmonics > half ? (harmonics + half) / (2 * half + 1) : 0) {}
   KSSM_FN int stride() const { return 2 * half + 1; }
   KSSM_FN int per_group() const { return 4 * half + 2; }
-  KSSM_FN int numbers() const { return (count + 1) * per_group(); }
+  KSSM_FN int numbers() const { return half ? (count + 1) * per_group() : 0; }
 };
 constexpr int kMaxGroupNumbers = 16 * 34;  // at H = 256
 

@@ -32,6 +32,13 @@ def seed_value(u: Update) -> int:
     return 0 if u.seed is None else int(u.seed) & 0xFFFFFFFFFFFFFFFF
 
 
+def any_requires_grad(operands: tuple[Any, ...]) -> bool:
+    for operand in operands:  # a generator in any() takes twice as long
+        if operand is not None and isinstance(operand, Tensor) and operand.requires_grad:
+            return True
+    return False
+
+
 def leading_shape(theta: Tensor, operands: tuple[Any, ...]) -> torch.Size:
     """Shape of the ensembles: theta's leading axes broadcast with every operand's."""
     lead = theta.shape[:-1]
@@ -63,16 +70,20 @@ def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
-def check_update(op: str, theta: Tensor, u: Update) -> None:
+def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
+    """Raises for a bad argument; the shape of the ensembles otherwise."""
     check_phases(op, theta)
     coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
-    _check_operand(op, "coupling", coupling, theta)
-    if omega is not None:
-        _check_operand(op, "omega", omega, theta)
-    if phase_lag is not None:
-        _check_operand(op, "phase_lag", phase_lag, theta)
-    if noise_scale is not None:
-        _check_operand(op, "noise_scale", noise_scale, theta)
+    # the commonest call, one number and nothing else, is let through without a look at what is absent
+    plain = type(coupling) is float and omega is None and phase_lag is None and noise_scale is None
+    if not (plain and -math.inf < coupling < math.inf):  # type: ignore[operator]
+        _check_operand(op, "coupling", coupling, theta)
+        if omega is not None:
+            _check_operand(op, "omega", omega, theta)
+        if phase_lag is not None:
+            _check_operand(op, "phase_lag", phase_lag, theta)
+        if noise_scale is not None:
+            _check_operand(op, "noise_scale", noise_scale, theta)
     if isinstance(dt, bool) or not isinstance(dt, (int, float)):
         raise TypeError(f"{op}: dt must be a number, got {type(dt).__name__}")
     if not -math.inf < dt < math.inf:
@@ -84,8 +95,10 @@ def check_update(op: str, theta: Tensor, u: Update) -> None:
             raise ValueError(f"{op}: seed must be an int or an integer tensor of one element, got {got}")
     elif seed is not None:
         check_integer(op, "seed", seed, -(2**63), 2**64 - 1)
+    if plain:
+        return theta.shape[:-1]
     try:
-        leading_shape(theta, u[:OPERANDS])
+        return leading_shape(theta, u[:OPERANDS])
     except RuntimeError as error:
         shapes = [tuple(v.shape) for v in (theta, *u[:OPERANDS]) if isinstance(v, Tensor)]
         raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error

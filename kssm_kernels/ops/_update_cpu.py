@@ -15,6 +15,8 @@ from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, s
 # An operand as the kernel reads it: (address, row stride, column stride, value), strides 0 where it is shared.
 Rows = tuple[int, int, int, float]
 _ABSENT: Rows = (0, 0, 0, 0.0)
+# seed and flags, and the operands, of a call without omega, phase lag and noise
+_PLAIN, _NO_OTHERS = (0, False, False, False), (*_ABSENT, *_ABSENT, *_ABSENT)
 
 
 def _operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype, keep: list[Tensor]) -> Rows:
@@ -59,32 +61,38 @@ def _shared(theta: Tensor, rows: int) -> bool:
     return theta.numel() == theta.shape[-1] and rows != 1
 
 
-def _call(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor]) -> tuple[Any, ...]:
-    """The four arguments that the forward and the backward kernel share."""
-    n, rows = theta.shape[-1], math.prod(lead)
+def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor]) -> tuple[Any, ...]:
+    """What the forward and the backward kernel share, flat, in the order of kuramoto_call in csrc/bindings.cpp."""
+    n = theta.shape[-1]
+    rows = math.prod(lead)
     code, compute = DTYPES[theta.dtype]
     coupling, omega, phase_lag, noise_scale, _, dt, steps, harmonics, _ = u
+    sizes = (rows, n, code, steps, harmonics, torch.get_num_threads(), dt)
+    first = (*_theta_rows(theta, lead, rows, keep), *_operand_rows(coupling, lead, n, compute, keep))
+    if omega is None and phase_lag is None and noise_scale is None:
+        return (*sizes, *_PLAIN, *first, *_NO_OTHERS)
     return (
-        (rows, n, code, steps, harmonics, torch.get_num_threads()),
-        (dt, 0 if noise_scale is None else seed_value(u)),
-        (
-            _theta_rows(theta, lead, rows, keep),
-            _operand_rows(coupling, lead, n, compute, keep),
-            _operand_rows(omega, lead, n, compute, keep),
-            _operand_rows(phase_lag, lead, n, compute, keep),
-            _operand_rows(noise_scale, lead, n, compute, keep),
-        ),
-        (omega is not None, phase_lag is not None, noise_scale is not None),
+        *sizes,
+        *(0 if noise_scale is None else seed_value(u), omega is not None, phase_lag is not None, noise_scale is not None),
+        *first,
+        *_operand_rows(omega, lead, n, compute, keep),
+        *_operand_rows(phase_lag, lead, n, compute, keep),
+        *_operand_rows(noise_scale, lead, n, compute, keep),
     )
 
 
-def forward(theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
-    lead = leading_shape(theta, u[:OPERANDS])
+def forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, Tensor | None]:
     keep: list[Tensor] = []
-    call = _call(theta, u, lead, keep)
-    features = theta.new_empty(*lead, 3 * u.harmonics) if u.harmonics else None
-    phases = theta.new_empty(*lead, theta.shape[-1]) if u.return_phases else None
-    backends.cpu_extension.kuramoto_forward(*call, _address(features), _address(phases))  # type: ignore[union-attr]
+    call = call_arguments(theta, u, lead, keep)
+    features = phases = None
+    features_at = phases_at = 0
+    if u.harmonics:
+        features = theta.new_empty(*lead, 3 * u.harmonics)
+        features_at = features.data_ptr()
+    if u.return_phases:
+        phases = theta.new_empty(*lead, theta.shape[-1])
+        phases_at = phases.data_ptr()
+    backends.cpu_extension.kuramoto_forward(call, features_at, phases_at)  # type: ignore[union-attr]
     return features, phases
 
 
@@ -99,15 +107,15 @@ def backward(
 ) -> list[Tensor | None]:
     lead = leading_shape(theta, u[:OPERANDS])
     keep: list[Tensor] = []
-    call = _call(theta, u, lead, keep)
-    rows = call[0][0]
+    call = call_arguments(theta, u, lead, keep)
+    rows = call[0]
     compute = DTYPES[theta.dtype][1]
     results: list[Tensor | None] = []
-    targets: list[tuple[int, bool, bool]] = []
+    targets: list[int | bool] = []  # per operand: address, per row, per column
     for i, (source, need) in enumerate(zip((theta, *u[:OPERANDS]), needed, strict=True)):
         if not need or not isinstance(source, Tensor):
             results.append(None)
-            targets.append((0, False, False))
+            targets += (0, False, False)
             continue
         columns = source.shape[-1] if source.dim() else 1
         per_row = not _shared(source, rows) if i == 0 else source.numel() != columns
@@ -115,7 +123,7 @@ def backward(
         dtype = theta.dtype if i == 0 and per_row else compute
         result = torch.empty((*lead, columns) if per_row else (columns,), dtype=dtype, device=theta.device)
         results.append(result)
-        targets.append((result.data_ptr(), per_row, i == 0 or columns > 1))
+        targets += (result.data_ptr(), per_row, i == 0 or columns > 1)
     # Rounded to 16 bits the phases no longer reproduce the features: the kernel then starts from theta again.
     start = phases if theta.dtype == compute else None
     if g_features is not None:
@@ -123,7 +131,7 @@ def backward(
     if g_phases is not None:
         g_phases = g_phases.to(theta.dtype).contiguous()
     saved = (_address(features), _address(start), _address(g_features), _address(g_phases))
-    backends.cpu_extension.kuramoto_backward(*call, saved, targets)  # type: ignore[union-attr]
+    backends.cpu_extension.kuramoto_backward(call, *saved, tuple(targets))  # type: ignore[union-attr]
     return results
 
 

@@ -30,17 +30,17 @@ from kssm_kernels.ops._door import (
     refuse_second_derivative,
     second_derivative_message,
 )
-from kssm_kernels.ops._update import OPERANDS, Update, check_update, leading_shape
+from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, check_update, leading_shape
 from kssm_kernels.ops.order_parameters import move_batch
 
 OP = "kuramoto_features"
 
 
-def _forward(theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
-    """(features, phases); what was not asked for is None."""
+def _forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, Tensor | None]:
+    """(features, phases) of ensembles [*lead, N]; what was not asked for is None."""
     if backends.select(OP, theta) == "torch":
         return _update_torch.forward(theta, u)
-    return _update_cpu.forward(theta, u)
+    return _update_cpu.forward(theta, u, lead)
 
 
 def _backward(
@@ -72,22 +72,27 @@ def _backward(
 
 class _Kuramoto(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, *fields: Any) -> tuple[Tensor | None, Tensor | None]:
-        u = Update(*fields)
-        features, phases = _forward(theta, u)
+    def forward(ctx: Any, lead: torch.Size, theta: Tensor, *fields: Any) -> tuple[Tensor | None, Tensor | None]:
+        features, phases = _forward(theta, Update(*fields), lead)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(theta, *[v if isinstance(v, Tensor) else None for v in fields], features, phases)
-        ctx.fields = [None if isinstance(v, Tensor) else v for v in fields]
+        # autograd watches what it saves for changes in place: tensors there, the other fields in ctx
+        ctx.places = [i for i, v in enumerate(fields) if isinstance(v, Tensor)]
+        ctx.fields = fields if not ctx.places else [None if isinstance(v, Tensor) else v for v in fields]
+        ctx.save_for_backward(theta, features, phases, *[fields[i] for i in ctx.places])
         return features, phases
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        theta, *tensors, features, phases = ctx.saved_tensors
-        u = Update(*(n if t is None else t for n, t in zip(ctx.fields, tensors, strict=True)))
+        theta, features, phases, *tensors = ctx.saved_tensors
+        fields = list(ctx.fields)
+        for i, tensor in zip(ctx.places, tensors, strict=True):
+            fields[i] = tensor
+        u = Update(*fields)
         with torch.no_grad():
-            results = _backward(theta, u, features, phases, grads[0], grads[1], ctx.needs_input_grad[:5])
+            needed = ctx.needs_input_grad[1 : OPERANDS + 2]
+            results = _backward(theta, u, features, phases, grads[0], grads[1], needed)
         guarded = refuse_second_derivative(OP, tuple(results), (theta, *u[:OPERANDS], *grads))
-        return *guarded, *(None for _ in range(len(Update._fields) - OPERANDS))
+        return None, *guarded, *(None for _ in range(len(Update._fields) - OPERANDS))
 
 
 # ---- the registered door ----
@@ -107,7 +112,7 @@ def _registered(
     return_phases: bool,
 ) -> tuple[Tensor, Tensor]:
     u = Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases)
-    features, phases = _forward(theta, u)
+    features, phases = _forward(theta, u, leading_shape(theta, u[:OPERANDS]))
     return theta.new_empty(0) if features is None else features, theta.new_empty(0) if phases is None else phases
 
 
@@ -245,18 +250,17 @@ if hasattr(_registered, "register_vmap"):  # torch >= 2.5
 
 def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) through the door that fits; what was not asked for is None."""
-    check_update(op, theta, u)
-    tensors = (theta, *u[:OPERANDS])
-    direct = is_direct(op, tensors)
+    lead = check_update(op, theta, u)
+    direct = is_direct(op, (theta, *u[:OPERANDS]))
     if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
         u = u._replace(seed=int(drawn) if direct else drawn)
     result: tuple[Tensor | None, Tensor | None]
     if direct:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors if isinstance(t, Tensor)):
-            result = _Kuramoto.apply(theta, *u)  # type: ignore[no-untyped-call]  # torch has no stub
+        if torch.is_grad_enabled() and (theta.requires_grad or any_requires_grad(u[:OPERANDS])):
+            result = _Kuramoto.apply(lead, theta, *u)  # type: ignore[no-untyped-call]  # torch has no stub
         else:
-            result = _forward(theta, u)
+            result = _forward(theta, u, lead)
         return result
     compute = DTYPES[theta.dtype][1]
     operands = [
