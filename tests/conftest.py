@@ -6,6 +6,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -49,3 +50,18 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         torch.set_num_threads(1)
     with kssm_kernels.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """For tensors too small to share: waiting threads slow whatever else runs."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    draw = random.Random(0)
+    words = ["phase", "lag", "order", "drift", "lock", "omega"]
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(draw.choice(words) for _ in range(600)), encoding="utf-8")
+    return path

@@ -33,7 +33,7 @@ def seed_value(u: Update) -> int:
 
 
 def any_requires_grad(operands: tuple[Any, ...]) -> bool:
-    for operand in operands:  # a generator in any() takes twice as long
+    for operand in operands:  # noqa: SIM110  # a generator in any() takes twice as long
         if operand is not None and isinstance(operand, Tensor) and operand.requires_grad:
             return True
     return False

@@ -71,9 +71,10 @@ def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor
     first = (*_theta_rows(theta, lead, rows, keep), *_operand_rows(coupling, lead, n, compute, keep))
     if omega is None and phase_lag is None and noise_scale is None:
         return (*sizes, *_PLAIN, *first, *_NO_OTHERS)
+    seed = 0 if noise_scale is None else seed_value(u)
     return (
         *sizes,
-        *(0 if noise_scale is None else seed_value(u), omega is not None, phase_lag is not None, noise_scale is not None),
+        *(seed, omega is not None, phase_lag is not None, noise_scale is not None),
         *first,
         *_operand_rows(omega, lead, n, compute, keep),
         *_operand_rows(phase_lag, lead, n, compute, keep),
