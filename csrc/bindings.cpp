@@ -49,8 +49,10 @@ const kssm::Kernels* chosen_kernels() {
     if (wanted && *wanted ? std::string_view(wanted) == set.kernels->name && set.supported : set.supported)
       return set.kernels;
   }
-  throw py::import_error(std::string("KSSM_ISA: got ") + (wanted ? wanted : "nothing") +
-                         ", want an instruction set that this machine has and that was compiled");
+  std::string names;
+  for (const auto& set : instruction_sets())
+    if (set.supported) names += std::string(names.empty() ? "" : ", ") + set.kernels->name;
+  throw py::import_error(std::string("KSSM_ISA: got ") + wanted + ", want one of " + names);
 }
 
 const kssm::Kernels* active = nullptr;
@@ -182,6 +184,10 @@ PYBIND11_MODULE(_kssm_kernels_cpu, m) {
 #else
   m.attr("BUILD") = "built by hand";
 #endif
+  py::list sets;
+  for (const auto& set : instruction_sets())
+    if (set.supported) sets.append(set.kernels->name);
+  m.attr("INSTRUCTION_SETS") = sets;  // those that KSSM_ISA may name here, best first
   m.def("instruction_set", [] { return active->name; });
   m.def("vector_bytes", [] { return active->vector_bytes; });
   m.def("order_parameters_forward", &order_parameters_forward);

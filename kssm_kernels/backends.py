@@ -55,6 +55,8 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
     try:
         module = _import_extension()
     except (ImportError, OSError) as error:
+        if str(error).startswith("KSSM_ISA"):  # asked for by name: no other set may stand in, nor pure torch
+            raise
         return None, f"the compiled CPU extension cannot be loaded: {error}"
     if module.ABI != ABI:
         return None, (

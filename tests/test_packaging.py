@@ -124,6 +124,22 @@ def test_the_extension_links_no_openmp_runtime_and_exports_its_entry_only() -> N
     assert exported == {"PyInit__kssm_kernels_cpu"}
 
 
+@pytest.mark.skipif(backends.cpu_extension is None, reason="no compiled extension here")
+def test_an_instruction_set_is_used_when_named_and_missed_loudly() -> None:
+    assert backends.cpu_extension is not None
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        code = "import kssm_kernels; print(kssm_kernels.build_info())"
+        environment = {**os.environ, "KSSM_ISA": name}
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    for name in backends.cpu_extension.INSTRUCTION_SETS:
+        assert f"running {name} (" in run(name).stdout
+    missed = run("mmx")
+    assert missed.returncode != 0
+    assert "KSSM_ISA: got mmx, want " in missed.stderr.splitlines()[-1]
+
+
 def imported(folder: Path) -> set[str]:
     names: set[str] = set()
     for file in folder.rglob("*.py"):
