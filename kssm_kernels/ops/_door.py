@@ -8,13 +8,17 @@ An eager call on plain tensors goes straight to an ``autograd.Function`` and the
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-# dtype -> (code in csrc/cpu/dtypes.h, dtype of the arithmetic inside)
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
+
+# dtype -> (code in csrc/cpu/memory.h, dtype of the arithmetic inside)
 DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
     torch.float32: (0, torch.float32),
     torch.float64: (1, torch.float64),
@@ -22,6 +26,8 @@ DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
     torch.float16: (3, torch.float32),
 }
 MAX_HARMONICS = 256
+
+HAS_VMAP_RULES = hasattr(torch.library, "register_vmap")  # torch >= 2.5
 
 _PLAIN = frozenset((Tensor, Parameter, float, int, type(None)))  # anything else may be a subclass of torch.Tensor
 
@@ -50,6 +56,9 @@ def is_direct(op: str, arguments: tuple[object, ...]) -> bool:
                 f"{op}: torch.func.grad, vjp, jvp and their like are not supported; torch.autograd.grad is, "
                 "and so is torch.func.vmap"
             )
+        # Without a rule of its own torch would call the op member by member, all with the same noise.
+        if not HAS_VMAP_RULES:
+            raise RuntimeError(f"{op}: torch.func.vmap needs torch 2.5 or later, this is {torch.__version__}")
         return False
     return _PLAIN.issuperset(map(type, arguments))
 
@@ -68,6 +77,16 @@ def check_integer(op: str, name: str, value: int, low: int, high: int) -> None:
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
     if not low <= value <= high:
         raise ValueError(f"{op}: {name} must be from {low} to {high}, got {value}")
+
+
+def register(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Decorator: the function as ``kssm_kernels::name``. torch 2.4 cannot infer a schema from postponed annotations."""
+    return torch.library.custom_op(f"kssm_kernels::{name}", mutates_args=(), schema=schema)
+
+
+def register_vmap(op: CustomOpDef, rule: Callable[..., Any]) -> None:
+    if HAS_VMAP_RULES:
+        op.register_vmap(rule)
 
 
 class _RefuseSecondDerivative(torch.autograd.Function):

@@ -98,7 +98,7 @@ def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
     if plain:
         return theta.shape[:-1]
     try:
-        return leading_shape(theta, u[:OPERANDS])
+        return leading_shape(theta, (coupling, omega, phase_lag, noise_scale))
     except RuntimeError as error:
-        shapes = [tuple(v.shape) for v in (theta, *u[:OPERANDS]) if isinstance(v, Tensor)]
+        shapes = [tuple(v.shape) for v in (theta, coupling, omega, phase_lag, noise_scale) if isinstance(v, Tensor)]
         raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error

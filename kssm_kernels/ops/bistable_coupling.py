@@ -19,7 +19,14 @@ import torch
 from torch import Tensor
 
 from kssm_kernels import backends
-from kssm_kernels.ops._door import DTYPES, is_direct, refuse_second_derivative, second_derivative_message
+from kssm_kernels.ops._door import (
+    DTYPES,
+    is_direct,
+    refuse_second_derivative,
+    register,
+    register_vmap,
+    second_derivative_message,
+)
 from kssm_kernels.ops.order_parameters import move_batch
 
 OP = "bistable_coupling"
@@ -99,12 +106,15 @@ class _BistableCoupling(torch.autograd.Function):
 # ---- the registered door ----
 
 
-@torch.library.custom_op("kssm_kernels::bistable_coupling", mutates_args=())
+@register("bistable_coupling", "(Tensor params, float low, float high) -> (Tensor, Tensor, Tensor)")
 def _registered(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
     return _forward(params, low, high)
 
 
-@torch.library.custom_op("kssm_kernels::bistable_coupling_backward", mutates_args=())
+@register(
+    "bistable_coupling_backward",
+    "(Tensor params, float low, float high, Tensor gk, Tensor gu, Tensor gd) -> Tensor",
+)
 def _registered_backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
     return _backward(params, low, high, gk, gu, gd)
 
@@ -149,9 +159,8 @@ def _vmap_backward(info: Any, dims: tuple[Any, ...], params: Tensor, low: float,
     return _registered_backward(move_batch(params, dims[0], info.batch_size), low, high, *moved), 0
 
 
-if hasattr(_registered, "register_vmap"):  # torch >= 2.5
-    _registered.register_vmap(_vmap)
-    _registered_backward.register_vmap(_vmap_backward)
+register_vmap(_registered, _vmap)
+register_vmap(_registered_backward, _vmap_backward)
 
 
 # ---- the public op ----

@@ -28,6 +28,8 @@ from kssm_kernels.ops._door import (
     check_integer,
     is_direct,
     refuse_second_derivative,
+    register,
+    register_vmap,
     second_derivative_message,
 )
 from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, check_update, leading_shape
@@ -97,8 +99,13 @@ class _Kuramoto(torch.autograd.Function):
 
 # ---- the registered door ----
 
+_SCHEMA = (
+    "Tensor theta, Tensor coupling, Tensor? omega, Tensor? phase_lag, Tensor? noise_scale, Tensor? seed, "
+    "float dt, SymInt steps, SymInt harmonics"
+)
 
-@torch.library.custom_op("kssm_kernels::kuramoto", mutates_args=())
+
+@register("kuramoto", f"({_SCHEMA}, bool return_phases) -> (Tensor, Tensor)")
 def _registered(
     theta: Tensor,
     coupling: Tensor,
@@ -116,7 +123,11 @@ def _registered(
     return theta.new_empty(0) if features is None else features, theta.new_empty(0) if phases is None else phases
 
 
-@torch.library.custom_op("kssm_kernels::kuramoto_backward", mutates_args=())
+@register(
+    "kuramoto_backward",
+    f"({_SCHEMA}, Tensor? features, Tensor? phases, Tensor? g_features, Tensor? g_phases, bool[] needed) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _registered_backward(
     theta: Tensor,
     coupling: Tensor,
@@ -240,9 +251,8 @@ def _vmap_backward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
     return tuple(shaped), tuple(0 if n else None for n in needed)
 
 
-if hasattr(_registered, "register_vmap"):  # torch >= 2.5
-    _registered.register_vmap(_vmap)
-    _registered_backward.register_vmap(_vmap_backward)
+register_vmap(_registered, _vmap)
+register_vmap(_registered_backward, _vmap_backward)
 
 
 # ---- the public op ----
@@ -251,26 +261,28 @@ if hasattr(_registered, "register_vmap"):  # torch >= 2.5
 def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) through the door that fits; what was not asked for is None."""
     lead = check_update(op, theta, u)
-    direct = is_direct(op, (theta, *u[:OPERANDS]))
+    # field by field: torch.compile fails on a slice of a named tuple (torch 2.8) and on its _replace (2.4)
+    operands = (u.coupling, u.omega, u.phase_lag, u.noise_scale)
+    direct = is_direct(op, (theta, *operands))
     if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
-        u = u._replace(seed=int(drawn) if direct else drawn)
+        u = Update(*operands, int(drawn) if direct else drawn, u.dt, u.steps, u.harmonics, u.return_phases)
     result: tuple[Tensor | None, Tensor | None]
     if direct:
-        if torch.is_grad_enabled() and (theta.requires_grad or any_requires_grad(u[:OPERANDS])):
+        if torch.is_grad_enabled() and (theta.requires_grad or any_requires_grad(operands)):
             result = _Kuramoto.apply(lead, theta, *u)  # type: ignore[no-untyped-call]  # torch has no stub
         else:
             result = _forward(theta, u, lead)
         return result
     compute = DTYPES[theta.dtype][1]
-    operands = [
+    tensors = [
         torch.full((), float(v), dtype=compute, device=theta.device) if isinstance(v, (int, float)) else v
-        for v in u[:OPERANDS]
+        for v in operands
     ]
     seed = None if u.noise_scale is None else u.seed
     if isinstance(seed, int):
         seed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
-    features, phases = _registered(theta, *operands, seed, float(u.dt), u.steps, u.harmonics, u.return_phases)
+    features, phases = _registered(theta, *tensors, seed, float(u.dt), u.steps, u.harmonics, u.return_phases)
     return features if u.harmonics else None, phases if u.return_phases else None
 
 

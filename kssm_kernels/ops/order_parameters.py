@@ -29,6 +29,8 @@ from kssm_kernels.ops._door import (
     check_phases,
     is_direct,
     refuse_second_derivative,
+    register,
+    register_vmap,
     second_derivative_message,
 )
 
@@ -191,12 +193,12 @@ class _OrderParameters(torch.autograd.Function):
 # ---- the registered door ----
 
 
-@torch.library.custom_op("kssm_kernels::order_parameters", mutates_args=())
+@register("order_parameters", "(Tensor theta, SymInt harmonics) -> Tensor")
 def _registered(theta: Tensor, harmonics: int) -> Tensor:
     return _forward(theta, harmonics)
 
 
-@torch.library.custom_op("kssm_kernels::order_parameters_backward", mutates_args=())
+@register("order_parameters_backward", "(Tensor theta, Tensor features, Tensor grad) -> Tensor")
 def _registered_backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
     return _backward(theta, features, grad)
 
@@ -242,9 +244,8 @@ def _vmap_backward(info: Any, dims: tuple[Any, ...], *tensors: Tensor) -> Any:
     return _registered_backward(*moved), 0
 
 
-if hasattr(_registered, "register_vmap"):  # torch >= 2.5
-    _registered.register_vmap(_vmap)
-    _registered_backward.register_vmap(_vmap_backward)
+register_vmap(_registered, _vmap)
+register_vmap(_registered_backward, _vmap_backward)
 
 
 # ---- the public op ----
