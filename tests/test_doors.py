@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import kssm_kernels
 from kssm_kernels import FusedKuramoto, bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
-from kssm_kernels.ops._door import HAS_VMAP_RULES
 from tests.cases import SEED, Case, arguments, by_package, evaluate, through
 
 SAME = [
@@ -181,16 +180,7 @@ def test_export(backend: str) -> None:
 
 # ---- vmap, torch.func, autocast, subclasses ----
 
-needs_vmap_rules = pytest.mark.skipif(not HAS_VMAP_RULES, reason="torch 2.4 has no rules for torch.func.vmap")
 
-
-@pytest.mark.skipif(HAS_VMAP_RULES, reason="this torch has rules for torch.func.vmap")
-def test_vmap_is_refused_by_name_where_torch_has_no_rules(backend: str) -> None:
-    with pytest.raises(RuntimeError, match=r"order_parameters: torch.func.vmap needs torch 2.5 or later"):
-        torch.func.vmap(lambda t: order_parameters(t, 2))(torch.zeros(3, 4))
-
-
-@needs_vmap_rules
 @pytest.mark.parametrize("in_dim", [0, 1])
 def test_vmap_matches_the_loop_forward_and_backward(in_dim: int, backend: str) -> None:
     batch, shape = 3, [2, 5]
@@ -213,7 +203,6 @@ def test_vmap_matches_the_loop_forward_and_backward(in_dim: int, backend: str) -
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@needs_vmap_rules
 @pytest.mark.parametrize("operand", ["scalar", "vector", "per ensemble"])
 def test_vmap_over_an_operand_alone(operand: str, backend: str) -> None:
     theta = torch.randn(2, 5, dtype=torch.float64)
@@ -230,7 +219,6 @@ def test_vmap_over_an_operand_alone(operand: str, backend: str) -> None:
     torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 
-@needs_vmap_rules
 def test_vmap_of_the_bistable_coupling_and_twice_nested(backend: str) -> None:
     params = torch.rand(3, 4, 10, dtype=torch.float64)
     once = torch.func.vmap(lambda p: torch.stack(bistable_coupling(p)), in_dims=1, out_dims=2)(params)
@@ -240,16 +228,16 @@ def test_vmap_of_the_bistable_coupling_and_twice_nested(backend: str) -> None:
     torch.testing.assert_close(twice, kuramoto_features(theta, 0.5, 2))
 
 
-@needs_vmap_rules
 def test_vmap_gives_every_member_its_own_noise(backend: str) -> None:
     def one(t: Tensor) -> Tensor:
         return kuramoto_update(t, 0.0, noise_scale=1.0, seed=3)
 
-    got = torch.func.vmap(one)(torch.zeros(4, 6))
-    assert torch.equal(got, one(torch.zeros(4, 6)))
+    theta = torch.zeros(4, 6)
+    assert torch.equal(torch.func.vmap(one)(theta), one(theta))
+    compiled = torch.compile(lambda t: torch.func.vmap(one)(t), backend="aot_eager")
+    assert torch.equal(compiled(theta), one(theta))
 
 
-@needs_vmap_rules
 def test_a_batched_seed_is_refused_by_name(backend: str) -> None:
     with pytest.raises(RuntimeError, match="seed that differs along the vmapped axis is not supported"):
         torch.func.vmap(lambda s: kuramoto_update(torch.zeros(5), 0.0, noise_scale=1.0, seed=s))(torch.arange(3))

@@ -27,8 +27,6 @@ DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
 }
 MAX_HARMONICS = 256
 
-HAS_VMAP_RULES = hasattr(torch.library, "register_vmap")  # torch >= 2.5
-
 _PLAIN = frozenset((Tensor, Parameter, float, int, type(None)))  # anything else may be a subclass of torch.Tensor
 
 
@@ -56,9 +54,6 @@ def is_direct(op: str, arguments: tuple[object, ...]) -> bool:
                 f"{op}: torch.func.grad, vjp, jvp and their like are not supported; torch.autograd.grad is, "
                 "and so is torch.func.vmap"
             )
-        # Without a rule of its own torch would call the op member by member, all with the same noise.
-        if not HAS_VMAP_RULES:
-            raise RuntimeError(f"{op}: torch.func.vmap needs torch 2.5 or later, this is {torch.__version__}")
         return False
     return _PLAIN.issuperset(map(type, arguments))
 
@@ -85,8 +80,30 @@ def register(name: str, schema: str) -> Callable[[Callable[..., Any]], CustomOpD
 
 
 def register_vmap(op: CustomOpDef, rule: Callable[..., Any]) -> None:
-    if HAS_VMAP_RULES:
+    """``op.register_vmap(rule)``, and the same on torch 2.4, which lacks it, and 2.5, whose own loses gradients.
+
+    Without a rule torch calls the op once per member, with one seed: all members would get the same noise. The private
+    names below are those of two releases that will not change any more.
+    """
+    if torch.__version__ >= "2.6":  # torch compares the numbers, not the letters
         op.register_vmap(rule)
+        return
+    from torch._functorch import vmap
+    from torch._functorch.autograd_function import VmapInfo
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    def batched(*arguments: Any) -> Any:
+        interpreter: Any = retrieve_current_functorch_interpreter()
+        level = interpreter.level()
+        info = VmapInfo(batch_size=interpreter.batch_size(), randomness=interpreter.randomness())
+        unwrapped, dims = vmap.unwrap_batched(arguments, level)
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)):
+            if all(dim is None for dim in torch.utils._pytree.tree_leaves(dims)):
+                return op(*unwrapped)
+            result, result_dims = rule(info, dims, *unwrapped)
+        return vmap.wrap_batched(result, result_dims, level)
+
+    op._lib.impl(op._name, batched, "FuncTorchBatched")  # type: ignore[no-untyped-call]  # torch has no stub
 
 
 class _RefuseSecondDerivative(torch.autograd.Function):

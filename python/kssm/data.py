@@ -70,7 +70,7 @@ class Vocabulary:
         number_of[_code_points(self.characters)] = np.arange(len(self))
         numbers = number_of[_code_points(text)]
         if (numbers < 0).any():
-            unknown = text[int((numbers < 0).argmax())]
+            unknown = text[int(np.argmax(numbers < 0))]
             raise UsageError(f"the character {unknown!r} is not in the vocabulary of this run's text")
         return numbers.astype(self.dtype)
 
