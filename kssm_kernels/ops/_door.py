@@ -63,7 +63,7 @@ def check_phases(op: str, theta: Tensor) -> None:
         raise TypeError(f"{op}: theta must be a torch.Tensor, got {type(theta).__name__}")
     if theta.dtype not in DTYPES:
         raise TypeError(f"{op}: theta must be float32, float64, bfloat16 or float16, got {theta.dtype}")
-    if theta.dim() == 0 or (theta.numel() == 0 and theta.shape[-1] == 0):
+    if theta.dim() == 0 or theta.shape[-1] == 0:
         raise ValueError(f"{op}: theta must have shape [..., N] with N >= 1 oscillators, got {tuple(theta.shape)}")
 
 

@@ -32,9 +32,14 @@ def seed_value(u: Update) -> int:
     return 0 if u.seed is None else int(u.seed) & 0xFFFFFFFFFFFFFFFF
 
 
+def is_plain(u: Update) -> bool:
+    """Whether a call has a float for the coupling strength and no other operand: the commonest, kept cheap."""
+    return type(u.coupling) is float and u.omega is None and u.phase_lag is None and u.noise_scale is None
+
+
 def any_requires_grad(operands: tuple[Any, ...]) -> bool:
-    for operand in operands:  # noqa: SIM110  # a generator in any() takes twice as long
-        if operand is not None and isinstance(operand, Tensor) and operand.requires_grad:
+    for operand in operands:  # a generator in any() takes twice as long
+        if operand is not None and type(operand) is not float and getattr(operand, "requires_grad", False):
             return True
     return False
 
@@ -74,8 +79,7 @@ def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
     """Raises for a bad argument; the shape of the ensembles otherwise."""
     check_phases(op, theta)
     coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
-    # the commonest call, one number and nothing else, is let through without a look at what is absent
-    plain = type(coupling) is float and omega is None and phase_lag is None and noise_scale is None
+    plain = is_plain(u)
     if not (plain and -math.inf < coupling < math.inf):  # type: ignore[operator]
         _check_operand(op, "coupling", coupling, theta)
         if omega is not None:
@@ -84,11 +88,12 @@ def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
             _check_operand(op, "phase_lag", phase_lag, theta)
         if noise_scale is not None:
             _check_operand(op, "noise_scale", noise_scale, theta)
-    if isinstance(dt, bool) or not isinstance(dt, (int, float)):
+    if type(dt) is not float and (isinstance(dt, bool) or not isinstance(dt, (int, float))):
         raise TypeError(f"{op}: dt must be a number, got {type(dt).__name__}")
     if not -math.inf < dt < math.inf:
         raise ValueError(f"{op}: dt must be finite, got {dt}")
-    check_integer(op, "steps", steps, 0, 2**31 - 1)
+    if type(steps) is not int or not 0 <= steps < 2**31:
+        check_integer(op, "steps", steps, 0, 2**31 - 1)
     if isinstance(seed, Tensor):
         if seed.numel() != 1 or seed.is_floating_point():
             got = f"{seed.dtype} {tuple(seed.shape)}"

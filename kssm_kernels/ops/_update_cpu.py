@@ -10,19 +10,19 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.ops._door import DTYPES
-from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, seed_value
+from kssm_kernels.ops._update import OPERANDS, Operand, Update, is_plain, leading_shape, seed_value
 
 # An operand as the kernel reads it: (address, row stride, column stride, value), strides 0 where it is shared.
 Rows = tuple[int, int, int, float]
 _ABSENT: Rows = (0, 0, 0, 0.0)
-# seed and flags, and the operands, of a call without omega, phase lag and noise
+# seed and flags, and the operands after the coupling strength, of a plain call
 _PLAIN, _NO_OTHERS = (0, False, False, False), (*_ABSENT, *_ABSENT, *_ABSENT)
 
 
 def _operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype, keep: list[Tensor]) -> Rows:
     if operand is None:
         return _ABSENT
-    if not isinstance(operand, Tensor):
+    if type(operand) is float or not isinstance(operand, Tensor):
         return (0, 0, 0, operand)
     if operand.dtype != dtype:
         operand = operand.to(dtype)
@@ -48,7 +48,7 @@ def _operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype
 def _theta_rows(theta: Tensor, lead: torch.Size, rows: int, keep: list[Tensor]) -> Rows:
     """theta in its own dtype and with its own strides; one vector for all rows is read where it lies."""
     n = theta.shape[-1]
-    if theta.is_contiguous() and theta.shape[:-1] == lead:
+    if theta.is_contiguous() and theta.numel() == rows * n:  # lead differs by axes of length 1 at most
         return (theta.data_ptr(), n, 1, 0.0)
     if _shared(theta, rows):
         return (theta.data_ptr(), 0, theta.stride(-1), 0.0)
@@ -68,14 +68,14 @@ def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor
     code, compute = DTYPES[theta.dtype]
     coupling, omega, phase_lag, noise_scale, _, dt, steps, harmonics, _ = u
     sizes = (rows, n, code, steps, harmonics, torch.get_num_threads(), dt)
-    first = (*_theta_rows(theta, lead, rows, keep), *_operand_rows(coupling, lead, n, compute, keep))
-    if omega is None and phase_lag is None and noise_scale is None:
-        return (*sizes, *_PLAIN, *first, *_NO_OTHERS)
+    if is_plain(u) and theta.is_contiguous():
+        return (*sizes, *_PLAIN, theta.data_ptr(), n, 1, 0.0, 0, 0, 0, coupling, *_NO_OTHERS)
     seed = 0 if noise_scale is None else seed_value(u)
     return (
         *sizes,
         *(seed, omega is not None, phase_lag is not None, noise_scale is not None),
-        *first,
+        *_theta_rows(theta, lead, rows, keep),
+        *_operand_rows(coupling, lead, n, compute, keep),
         *_operand_rows(omega, lead, n, compute, keep),
         *_operand_rows(phase_lag, lead, n, compute, keep),
         *_operand_rows(noise_scale, lead, n, compute, keep),
@@ -91,7 +91,7 @@ def forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, 
         features = theta.new_empty(*lead, 3 * u.harmonics)
         features_at = features.data_ptr()
     if u.return_phases:
-        phases = theta.new_empty(*lead, theta.shape[-1])
+        phases = theta.new_empty(*lead, call[1])
         phases_at = phases.data_ptr()
     backends.cpu_extension.kuramoto_forward(call, features_at, phases_at)  # type: ignore[union-attr]
     return features, phases

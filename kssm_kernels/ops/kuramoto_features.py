@@ -32,7 +32,7 @@ from kssm_kernels.ops._door import (
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, check_update, leading_shape
+from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, check_update, is_plain, leading_shape
 from kssm_kernels.ops.order_parameters import move_batch
 
 OP = "kuramoto_features"
@@ -74,13 +74,17 @@ def _backward(
 
 class _Kuramoto(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, lead: torch.Size, theta: Tensor, *fields: Any) -> tuple[Tensor | None, Tensor | None]:
-        features, phases = _forward(theta, Update(*fields), lead)
+    def forward(ctx: Any, u: Update, lead: torch.Size, theta: Tensor, *operands: Any) -> tuple[Tensor | None, ...]:
+        """``operands`` are those of ``u``, where autograd sees them."""
+        features, phases = _forward(theta, u, lead)
         ctx.set_materialize_grads(False)
-        # autograd watches what it saves for changes in place: tensors there, the other fields in ctx
-        ctx.places = [i for i, v in enumerate(fields) if isinstance(v, Tensor)]
-        ctx.fields = fields if not ctx.places else [None if isinstance(v, Tensor) else v for v in fields]
-        ctx.save_for_backward(theta, features, phases, *[fields[i] for i in ctx.places])
+        if is_plain(u):
+            ctx.fields, ctx.places = u, ()
+            ctx.save_for_backward(theta, features, phases)
+        else:  # autograd watches what it saves for changes in place: tensors there, the other fields in ctx
+            ctx.places = [i for i, v in enumerate(u) if isinstance(v, Tensor)]
+            ctx.fields = [None if isinstance(v, Tensor) else v for v in u]
+            ctx.save_for_backward(theta, features, phases, *[u[i] for i in ctx.places])
         return features, phases
 
     @staticmethod
@@ -91,10 +95,8 @@ class _Kuramoto(torch.autograd.Function):
             fields[i] = tensor
         u = Update(*fields)
         with torch.no_grad():
-            needed = ctx.needs_input_grad[1 : OPERANDS + 2]
-            results = _backward(theta, u, features, phases, grads[0], grads[1], needed)
-        guarded = refuse_second_derivative(OP, tuple(results), (theta, *u[:OPERANDS], *grads))
-        return None, *guarded, *(None for _ in range(len(Update._fields) - OPERANDS))
+            results = _backward(theta, u, features, phases, grads[0], grads[1], ctx.needs_input_grad[2:])
+        return None, None, *refuse_second_derivative(OP, tuple(results), (theta, *u[:OPERANDS], *grads))
 
 
 # ---- the registered door ----
@@ -270,7 +272,7 @@ def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None
     result: tuple[Tensor | None, Tensor | None]
     if direct:
         if torch.is_grad_enabled() and (theta.requires_grad or any_requires_grad(operands)):
-            result = _Kuramoto.apply(lead, theta, *u)  # type: ignore[no-untyped-call]  # torch has no stub
+            result = _Kuramoto.apply(u, lead, theta, *operands)  # type: ignore[no-untyped-call]  # torch has no stub
         else:
             result = _forward(theta, u, lead)
         return result
@@ -327,7 +329,7 @@ def kuramoto_features(
     (torch.Size([6]), True)
     """
     check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
-    lag = None if isinstance(phase_lag, (int, float)) and phase_lag == 0 else phase_lag
+    lag = None if type(phase_lag) in (float, int) and phase_lag == 0 else phase_lag
     u = Update(coupling, omega, lag, noise_scale, seed, dt, steps, harmonics, return_phases)
     features, phases = run(OP, theta, u)
     assert features is not None

@@ -56,7 +56,7 @@ def kuramoto_update(
     >>> kuramoto_update(torch.tensor([0.0, 1.0]), 1.0, dt=0.1).round(decimals=4)
     tensor([0.0421, 0.9579])
     """
-    lag = None if isinstance(phase_lag, (int, float)) and phase_lag == 0 else phase_lag
+    lag = None if type(phase_lag) in (float, int) and phase_lag == 0 else phase_lag
     _, phases = run(OP, theta, Update(coupling, omega, lag, noise_scale, seed, dt, steps, 0, True))
     assert phases is not None
     return phases
