@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import textwrap
 from collections.abc import Iterator
 from functools import partial
 
@@ -29,7 +30,7 @@ SIZES = {
 }
 HELD = {"rows": ROWS, "oscillators": OSCILLATORS, "harmonics": HARMONICS}
 DIRECTIONS = ("forward", "forward and backward")
-SECONDS_PER_POINT = 0.02 if SMOKE else 0.5
+SECONDS_PER_POINT = 0.02 if SMOKE else 1.5
 PAYS = 1.1  # the second thread's gain from which it counts
 COLUMNS = ("axis", "rows", "oscillators", "harmonics", "direction", "threads", "median_us", "low_us", "high_us")
 
@@ -106,7 +107,7 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
     axes[0][0].set_ylabel("ns per row, oscillator and harmonic")
     axes[1][0].set_ylabel(f"time on 1 thread / on {THREADS}")
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"order_parameters, float32\n{caption}", fontsize=9)
+    figure.suptitle("order_parameters, float32\n" + textwrap.fill(caption, 130), fontsize=9)
     figure.savefig(DOCS / "sweep.svg", metadata={"Date": None})
 
 

@@ -91,11 +91,14 @@ class FusedKuramoto(nn.Module):
         _check_last("FusedKuramoto", x, self.hidden_dim)
         coupling, u, delta = bistable_coupling(self.to_params(x), self.clamp)
         noisy = self.noise == "always" or (self.noise == "train" and self.training)
+        # not x.mean: its backward divides after it has repeated the gradient D times, in an order that is slow to add
+        # (0.5 of 8.1 ms of the bank at width 384, batch 4, length 512)
+        mean = x.sum(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)) / self.hidden_dim
         features, theta = kuramoto_features(
             self.omega_0,
             coupling.unsqueeze(-1),
             self.n_harmonics,
-            omega=x.mean(-1, keepdim=True),
+            omega=mean,
             noise_scale=self.delta_param.abs() + 1e-5 if noisy else None,
             return_phases=True,
         )

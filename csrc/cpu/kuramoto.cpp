@@ -37,6 +37,13 @@ template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out
   load_row<T>(call.code, element(theta.data, call.code, row * theta.row_stride), theta.column_stride, call.n, out);
 }
 
+// The phases of one row, to be read in whole vectors: where they lie, or in scratch.
+template <class T> const T* theta_row(const KuramotoCall& call, int64_t row, T* scratch) {
+  const Operand& theta = call.operands[kTheta];
+  return whole_row<T>(call.code, element(theta.data, call.code, row * theta.row_stride), theta.column_stride, call.n,
+                      scratch);
+}
+
 // One vector of phases that all rows start from: its mean field is computed once per chunk.
 KSSM_FN bool starts_alike(const KuramotoCall& call) { return call.operands[kTheta].row_stride == 0 && call.steps == 1; }
 
@@ -81,25 +88,28 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
     Features<T> feature_rows(call, features, plan, ok);
     Mean<T> z{};
     bool started = false;
+    // the phases are written where they are wanted if the kernel may write whole vectors there
+    const bool in_place = phases && whole_vectors<T>(call.code, 1, call.n);
     for (int64_t first = plan.first(chunk); first < plan.last(chunk) && !failed(ok); first += plan.together) {
       const int64_t last = plan.end_of(first + plan.together);
-      const T* states[kLanes<T>];
-      for (int i = 0; i < kLanes<T>; ++i) states[i] = theta[0];  // a set without its last rows
+      const T* ends[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) ends[i] = theta[0];  // a set without its last rows
       for (int64_t r = first; r < last; ++r) {
         row.set_row(r);
-        T* const end = theta[r - first];
-        const T* state = call.steps ? start : end;
-        if (!started || !starts_alike(call)) load_theta<T>(call, r, call.steps ? start : end);
+        T* const end = in_place ? static_cast<T*>(phases) + r * call.n : theta[r - first];
+        const T* state = end;
+        if (call.steps == 0) load_theta<T>(call, r, end);
+        else state = theta_row<T>(call, r, start);
         for (int64_t s = 0; s < call.steps; ++s) {
           if (!started || !starts_alike(call)) z = row.mean_field(state);
           row.advance(state, z, s, end);
           state = end;
         }
         started = true;
-        if (phases) store_row<T>(call.code, element(phases, call.code, r * call.n), call.n, end);
-        states[r - first] = end;
+        if (phases && !in_place) store_row<T>(call.code, element(phases, call.code, r * call.n), call.n, end);
+        ends[r - first] = end;
       }
-      if (call.harmonics) feature_rows.put(first, last, states, ok);
+      if (call.harmonics) feature_rows.put(first, last, ends, ok);
     }
   });
   return ok;
