@@ -24,7 +24,7 @@ TITLES = {
     "test_order_parameters.py": "Order parameters: theta [8, 512, 192], 32 harmonics, float32",
     "test_kuramoto_update.py": "Phase update: theta [8, 512, 192], float32",
     "test_bank.py": "FusedKuramoto: width 384, batch 4, length 512, 192 oscillators, 32 harmonics",
-    "test_memory.py": "Peak extra memory of the bank",
+    "test_memory.py": "Peak extra memory",
     "test_train_step.py": "One training step of K-SSM v3: batch 4, length 512",
     "test_overhead.py": "Overhead of a call on tiny tensors, and of the import",
 }

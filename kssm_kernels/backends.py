@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch  # before the extension, which then shares torch's OpenMP runtime
 
@@ -65,6 +66,7 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
     return module, f"compiled CPU extension, running {module.instruction_set()} ({module.BUILD})"
 
 
+cpu_extension: Any  # the module or None; its functions have no stub
 cpu_extension, _cpu_reason = _load_cpu()
 _warned = False
 

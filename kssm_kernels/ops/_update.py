@@ -52,7 +52,7 @@ def leading_shape(theta: Tensor, operands: tuple[Any, ...]) -> torch.Size:
             own = operand.shape[:-1]
             if own != lead:
                 # torch.broadcast_shapes takes 30 us: not for the common case of one vector of phases for all rows
-                lead = torch.broadcast_shapes(lead, own) if lead else own  # type: ignore[no-untyped-call]
+                lead = torch.broadcast_shapes(lead, own) if lead else own  # type: ignore[no-untyped-call]  # no stub
     return lead
 
 
@@ -80,7 +80,7 @@ def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
     check_phases(op, theta)
     coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
     plain = is_plain(u)
-    if not (plain and -math.inf < coupling < math.inf):  # type: ignore[operator]
+    if not (plain and isinstance(coupling, float) and -math.inf < coupling < math.inf):
         _check_operand(op, "coupling", coupling, theta)
         if omega is not None:
             _check_operand(op, "omega", omega, theta)

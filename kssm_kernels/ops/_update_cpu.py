@@ -93,7 +93,7 @@ def forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, 
     if u.return_phases:
         phases = theta.new_empty(*lead, call[1])
         phases_at = phases.data_ptr()
-    backends.cpu_extension.kuramoto_forward(call, features_at, phases_at)  # type: ignore[union-attr]
+    backends.cpu_extension.kuramoto_forward(call, features_at, phases_at)
     return features, phases
 
 
@@ -132,7 +132,7 @@ def backward(
     if g_phases is not None:
         g_phases = g_phases.to(theta.dtype).contiguous()
     saved = (_address(features), _address(start), _address(g_features), _address(g_phases))
-    backends.cpu_extension.kuramoto_backward(call, *saved, tuple(targets))  # type: ignore[union-attr]
+    backends.cpu_extension.kuramoto_backward(call, *saved, tuple(targets))
     return results
 
 

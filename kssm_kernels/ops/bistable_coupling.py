@@ -67,7 +67,7 @@ def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, T
     # twice as fast as torch.empty with a shape, a dtype and a device
     k = params.new_empty(*lead) if lead and params.dtype == compute else params.new_empty(lead, dtype=compute)
     u, delta = torch.empty_like(k), torch.empty_like(k)
-    backends.cpu_extension.bistable_coupling_forward(  # type: ignore[union-attr]
+    backends.cpu_extension.bistable_coupling_forward(
         params.data_ptr(), k.numel(), code, low, high, k.data_ptr(), u.data_ptr(), delta.data_ptr()
     )
     return k, u, delta
@@ -79,7 +79,7 @@ def _backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, g
     code = DTYPES[params.dtype][0]
     params, gk, gu, gd = params.contiguous(), gk.contiguous(), gu.contiguous(), gd.contiguous()
     out = torch.empty_like(params)
-    backends.cpu_extension.bistable_coupling_backward(  # type: ignore[union-attr]
+    backends.cpu_extension.bistable_coupling_backward(
         params.data_ptr(), gk.numel(), code, low, high, gk.data_ptr(), gu.data_ptr(), gd.data_ptr(), out.data_ptr()
     )
     return out

@@ -215,7 +215,11 @@ def _aligned(tensor: Tensor | None, dim: int | None, rank: int, size: int | None
     """A vmapped operand as [B, 1, .., 1, *own shape], which still broadcasts; an unbatched one too if sized."""
     if tensor is None or (dim is None and size is None):
         return tensor
-    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)  # type: ignore[arg-type]
+    if dim is not None:
+        moved = tensor.movedim(dim, 0)
+    else:
+        assert size is not None
+        moved = tensor.expand(size, *tensor.shape)
     return moved.reshape(moved.shape[0], *([1] * (rank + 1 - moved.dim())), *moved.shape[1:])
 
 

@@ -136,7 +136,7 @@ def _forward(theta: Tensor, harmonics: int) -> Tensor:
         return features_torch(theta, harmonics).to(theta.dtype)
     out = theta.new_empty(*theta.shape[:-1], 3 * harmonics)
     data, rows, row_stride, column_stride = rows_of(theta)
-    backends.cpu_extension.order_parameters_forward(  # type: ignore[union-attr]
+    backends.cpu_extension.order_parameters_forward(
         data.data_ptr(),
         rows,
         theta.shape[-1],
@@ -156,7 +156,7 @@ def _backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
     features, grad = features.contiguous(), grad.contiguous()
     out = theta.new_empty(*theta.shape)
     data, rows, row_stride, column_stride = rows_of(theta)
-    backends.cpu_extension.order_parameters_backward(  # type: ignore[union-attr]
+    backends.cpu_extension.order_parameters_backward(
         data.data_ptr(),
         rows,
         theta.shape[-1],
