@@ -16,7 +16,7 @@ from kssm.config import PRESETS, TrainConfig, UsageError
 USAGE = """\
 usage: kssm {train,sample} [options]
 
-  kssm train                 train a small model on the standard library's sources (about three minutes, two cores)
+  kssm train                 train a small model on the standard library's sources (up to three minutes, two cores)
   kssm train --data PATH ... --preset v3 --out DIR
                              train on text files or folders
   kssm train --out DIR --resume

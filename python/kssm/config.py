@@ -70,7 +70,7 @@ class TrainConfig:
     """
 
     preset: Literal["demo", "v1", "v2", "v3"] = "demo"
-    """Defaults of all other options: a small v3 (about three minutes on two cores), or the published sizes."""
+    """Defaults of all other options: a small v3 (up to three minutes on two cores), or the published sizes."""
     data: tuple[Path, ...] = ()
     """Text files or folders (of which *.txt, *.md, *.rst and *.py are read, in sorted order), UTF-8 for char tokens."""
     out: Path = Path("runs/demo")
