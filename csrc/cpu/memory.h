@@ -96,23 +96,28 @@ KSSM_FN const void* element(const void* base, int code, int64_t index) {
 }
 KSSM_FN void* element(void* base, int code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
 
-// Aligned scratch memory of one scope; clears `ok`, which threads share, if there is none. A count of 0 takes none: on
-// tiny problems the allocations are what a kernel costs.
+// Aligned scratch memory of one scope, up to 256 bytes of it in place: on tiny problems the allocations are most of what
+// a kernel costs. Clears `ok`, which threads share, if there is none; a count of 0 takes none.
 template <class T> class Buffer {
  public:
   Buffer(int64_t count, bool& ok) {
-    if (count <= 0) return;
     const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
-    memory_ = static_cast<T*>(aligned_alloc(64, static_cast<size_t>(bytes)));
+    if (count <= 0) return;
+    void* const memory = bytes <= kInPlace ? in_place_ : aligned_alloc(64, static_cast<size_t>(bytes));
+    memory_ = static_cast<T*>(memory);
     if (!memory_) __atomic_store_n(&ok, false, __ATOMIC_RELAXED);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  ~Buffer() { free(memory_); }
+  ~Buffer() {
+    if (static_cast<void*>(memory_) != in_place_) free(memory_);
+  }
   operator T*() const { return memory_; }
 
  private:
+  static constexpr int64_t kInPlace = 256;
   T* memory_ = nullptr;
+  alignas(64) unsigned char in_place_[kInPlace];
 };
 
 KSSM_FN bool failed(const bool& ok) { return !__atomic_load_n(&ok, __ATOMIC_RELAXED); }

@@ -75,8 +75,8 @@ def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:
         raise ValueError(f"{op}: {name} must be finite, got {value}")
 
 
-def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
-    """Raises for a bad argument; the shape of the ensembles otherwise."""
+def check_update(op: str, theta: Tensor, u: Update) -> tuple[torch.Size, bool]:
+    """Raises for a bad argument; otherwise the shape of the ensembles, and whether the call is plain."""
     check_phases(op, theta)
     coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
     plain = is_plain(u)
@@ -101,9 +101,9 @@ def check_update(op: str, theta: Tensor, u: Update) -> torch.Size:
     elif seed is not None:
         check_integer(op, "seed", seed, -(2**63), 2**64 - 1)
     if plain:
-        return theta.shape[:-1]
+        return theta.shape[:-1], True
     try:
-        return leading_shape(theta, (coupling, omega, phase_lag, noise_scale))
+        return leading_shape(theta, (coupling, omega, phase_lag, noise_scale)), False
     except RuntimeError as error:
         shapes = [tuple(v.shape) for v in (theta, coupling, omega, phase_lag, noise_scale) if isinstance(v, Tensor)]
         raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error

@@ -91,7 +91,9 @@ def forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, 
         features = theta.new_empty(*lead, 3 * u.harmonics)
         features_at = features.data_ptr()
     if u.return_phases:
-        phases = theta.new_empty(*lead, call[1])
+        # the first takes 0.2 us less
+        same = theta.is_contiguous() and theta.numel() == call[0] * call[1] and theta.dim() == len(lead) + 1
+        phases = torch.empty_like(theta) if same else theta.new_empty(*lead, call[1])
         phases_at = phases.data_ptr()
     backends.cpu_extension.kuramoto_forward(call, features_at, phases_at)
     return features, phases

@@ -266,16 +266,16 @@ register_vmap(_registered_backward, _vmap_backward)
 
 def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) through the door that fits; what was not asked for is None."""
-    lead = check_update(op, theta, u)
+    lead, plain = check_update(op, theta, u)
     # field by field: torch.compile fails on a slice of a named tuple (torch 2.8) and on its _replace (2.4)
     operands = (u.coupling, u.omega, u.phase_lag, u.noise_scale)
-    direct = is_direct(op, (theta, *operands))
+    direct = is_direct(op, (theta,) if plain else (theta, *operands))
     if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
         u = Update(*operands, int(drawn) if direct else drawn, u.dt, u.steps, u.harmonics, u.return_phases)
     result: tuple[Tensor | None, Tensor | None]
     if direct:
-        if torch.is_grad_enabled() and (theta.requires_grad or any_requires_grad(operands)):
+        if torch.is_grad_enabled() and (theta.requires_grad or (not plain and any_requires_grad(operands))):
             result = _Kuramoto.apply(u, lead, theta, *operands)  # type: ignore[no-untyped-call]  # torch has no stub
         else:
             result = _forward(theta, u, lead)
