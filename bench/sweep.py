@@ -3,8 +3,8 @@
 ``order_parameters`` forward, and forward plus backward, from one oscillator, harmonic or row to many, the other two
 sizes held at case M's; one thread and two, in turn. The upper row of the plot is nanoseconds per row, oscillator and
 harmonic: flat where the cost is linear, falling where a fixed cost still shows. The lower row is the gain of the second
-thread: threads pay where it leaves 1. Plotted are first deciles, which a neighbour on one core disturbs least; the table
-has the medians too. ``--draw`` draws again from docs/sweep.csv.
+thread: threads pay where it leaves 1. Plotted are first deciles, which a neighbour on one core disturbs least; the
+table has the medians too. ``--draw`` draws again from docs/sweep.csv.
 """
 
 from __future__ import annotations
