@@ -78,8 +78,8 @@ class Figure:
     @staticmethod
     def from_row(row: Mapping[str, object]) -> Figure:
         fields = {k: v for k, v in row.items() if k in Figure.__dataclass_fields__}
-        quantiles = {k: Quantiles(**row[k]) for k in ("ours", "theirs")}  # type: ignore[arg-type]
-        return Figure(**(fields | quantiles))  # type: ignore[arg-type]
+        quantiles = {k: Quantiles(**row[k]) for k in ("ours", "theirs")}  # type: ignore[arg-type]  # as_row's
+        return Figure(**(fields | quantiles))  # type: ignore[arg-type]  # as_row's
 
 
 def record(benchmark: BenchmarkFixture, figures: Sequence[Figure]) -> None:

@@ -12,7 +12,7 @@ from kssm import data
 
 from tests.runs import TINY, kssm, train
 
-pytest.importorskip("tyro")
+pytest.importorskip("tyro", reason="the command line needs the train extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -18,7 +18,7 @@ from kssm.trainer import Trainer, learning_rate, make_optimizer
 
 from tests.runs import kssm, metrics, train
 
-pytest.importorskip("tyro")
+pytest.importorskip("tyro", reason="the trainer needs the train extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -115,8 +115,8 @@ template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmo
   LanePhases<T> phases(theta);
   LaneRowsOut<T> out(g);
   rows_to_lanes<T>([&](int i) { return work.rows[i]; }, 2 * harmonics, static_cast<Vec<T>*>(work.columns));
-  adjoint<T>(phases, n * W, harmonics, static_cast<const Vec<T>*>(work.columns),
-                 static_cast<Vec<T>*>(work.numbers), out);
+  adjoint<T>(phases, n * W, harmonics, static_cast<const Vec<T>*>(work.columns), static_cast<Vec<T>*>(work.numbers),
+             out);
 }
 
 #define KSSM_INSTANTIATE(T)                                                                    \

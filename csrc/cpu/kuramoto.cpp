@@ -18,18 +18,14 @@ KSSM_FN double work(const KuramotoCall& call) {
   return static_cast<double>(call.rows) * static_cast<double>(call.n) * per_oscillator / kLanes<float>;
 }
 
-// Chunks of sets of rows that go together.
-struct Plan {
+struct Plan : Chunks {
   Plan(const KuramotoCall& call, int64_t rows_together)
-      : threads(worth_threads(work(call), call.threads)), within_row(call.n > kBlock ? threads : 1), together(rows_together),
-        rows(call.rows), sets((rows + together - 1) / together),
-        chunks(call.n > kBlock ? 1 : sets < kMaxChunks ? sets : kMaxChunks) {}
-  int64_t first(int64_t chunk) const { return chunk * sets / chunks * together; }
-  int64_t last(int64_t chunk) const { return end_of(first(chunk + 1)); }
-  int64_t end_of(int64_t row) const { return row < rows ? row : rows; }
+      : Chunks(call.rows, rows_together), threads(worth_threads(work(call), call.threads)),
+        within_row(call.n > kBlock ? threads : 1) {
+    if (call.n > kBlock) count = 1;
+  }
 
   int threads, within_row;
-  int64_t together, rows, sets, chunks;
 };
 
 template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out) {
@@ -81,7 +77,7 @@ template <class T> class Features {
 template <class T> bool forward(const KuramotoCall& call, void* features, void* phases) {
   const Plan plan(call, call.harmonics ? rows_together<T>(call.n) : 1);
   bool ok = true;
-  parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
+  parallel_for(plan.count, plan.threads, [&](int64_t chunk) {
     RowBuffer<T> start(call.n, ok);
     Rows<T> theta(plan.together, call.n, ok);
     KuramotoRow<T> row(call, plan.within_row, ok);
@@ -317,14 +313,14 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
   bool ok = true;
   // theta's own gradient leaves in theta's dtype if no sum is taken over rows; all else in the arithmetic dtype
   GradientSum<T> sums[kOperands] = {
-      {targets[kTheta], targets[kTheta].per_row ? call.code : code_of<T>(), call.n, plan.chunks, ok},
-      {targets[kCoupling], code_of<T>(), call.n, plan.chunks, ok},
-      {targets[kOmega], code_of<T>(), call.n, plan.chunks, ok},
-      {targets[kLag], code_of<T>(), call.n, plan.chunks, ok},
-      {targets[kNoise], code_of<T>(), call.n, plan.chunks, ok},
+      {targets[kTheta], targets[kTheta].per_row ? call.code : code_of<T>(), call.n, plan.count, ok},
+      {targets[kCoupling], code_of<T>(), call.n, plan.count, ok},
+      {targets[kOmega], code_of<T>(), call.n, plan.count, ok},
+      {targets[kLag], code_of<T>(), call.n, plan.count, ok},
+      {targets[kNoise], code_of<T>(), call.n, plan.count, ok},
   };
   if (failed(ok)) return false;
-  parallel_for(plan.chunks, plan.threads, [&](int64_t chunk) {
+  parallel_for(plan.count, plan.threads, [&](int64_t chunk) {
     Adjoint<T> adjoint(call, saved, sums, plan, ok);
     for (int64_t r = plan.first(chunk); r < plan.last(chunk) && !failed(ok); r += plan.together)
       adjoint.run(chunk, r, plan.end_of(r + plan.together), r == plan.first(chunk));

@@ -50,11 +50,8 @@ template <class T> class ResultRows {
 
 // f(first, last) for chunks of rows that begin at multiples of `together`
 template <class F> KSSM_FN void for_chunks(int64_t rows, int64_t together, int threads, const F& f) {
-  const int64_t sets = (rows + together - 1) / together, chunks = sets < kMaxChunks ? sets : kMaxChunks;
-  parallel_for(chunks, threads, [&](int64_t chunk) {
-    const int64_t first = chunk * sets / chunks * together, last = (chunk + 1) * sets / chunks * together;
-    f(first, last < rows ? last : rows);
-  });
+  const Chunks chunks(rows, together);
+  parallel_for(chunks.count, threads, [&](int64_t chunk) { f(chunks.first(chunk), chunks.last(chunk)); });
 }
 
 template <class T> bool forward_in_lanes(const PhaseRows& theta, int harmonics, void* features, int threads) {

@@ -11,6 +11,18 @@ constexpr int64_t kBlock = 4096;
 // Groups of rows, at most; each owns a partial sum of what all rows share.
 constexpr int64_t kMaxChunks = 128;
 
+// Rows cut into chunks that begin at multiples of `together`, the rows that are computed at once.
+struct Chunks {
+  Chunks(int64_t all_rows, int64_t rows_together)
+      : rows(all_rows), together(rows_together), sets((rows + together - 1) / together),
+        count(sets < kMaxChunks ? sets : kMaxChunks) {}
+  int64_t first(int64_t chunk) const { return chunk * sets / count * together; }
+  int64_t last(int64_t chunk) const { return end_of(first(chunk + 1)); }
+  int64_t end_of(int64_t row) const { return row < rows ? row : rows; }
+
+  int64_t rows, together, sets, count;
+};
+
 using Task = void (*)(const void* body, int64_t i);
 
 // Uses GOMP_parallel and nothing else of the OpenMP runtime, which every runtime torch ships with offers.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stub
 
 from kssm import data
 from kssm.checkpoint import (
@@ -131,7 +131,7 @@ class Trainer:
             logits = self.model(tokens)
             loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
             terms = self.model.regularization_loss()
-            ((loss + o.lambda_reg * terms) / c.accumulate).backward()  # type: ignore[no-untyped-call]
+            ((loss + o.lambda_reg * terms) / c.accumulate).backward()  # type: ignore[no-untyped-call]  # no stub
             loss_sum += loss.detach()
             terms_sum += terms.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), o.clip)
