@@ -5,7 +5,7 @@ Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramoto
 """
 
 from kssm_kernels._version import __version__
-from kssm_kernels.backends import available_backends, build_info, use_backend
+from kssm_kernels.backends import available_backends, build_info, explain, use_backend
 from kssm_kernels.nn import FusedKuramoto, FusedKuramotoV1, FusedKuramotoV2
 from kssm_kernels.ops.bistable_coupling import bistable_coupling
 from kssm_kernels.ops.kuramoto_features import kuramoto_features
@@ -21,6 +21,7 @@ __all__ = [
     "available_backends",
     "bistable_coupling",
     "build_info",
+    "explain",
     "kuramoto_features",
     "kuramoto_update",
     "order_parameters",

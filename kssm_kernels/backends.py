@@ -1,8 +1,12 @@
 """Which backend runs a call, and why.
 
-The order is: an explicit :func:`use_backend`, then the environment variable ``KSSM_BACKEND``, then the
-default of the tensor's device. ``cpu`` is the compiled SIMD extension, ``torch`` the pure-torch path that
-runs on every device. An explicit request that cannot be served raises; it never falls through to another.
+The order is: an explicit :func:`use_backend`, then the environment variable ``KSSM_BACKEND``, then the default of the
+tensor's device. An explicit request that cannot be served raises; it never falls through to another.
+
+    cuda     CUDA C++ kernels, a library of their own (csrc/cuda): NVIDIA devices
+    triton   Triton kernels: NVIDIA, AMD (ROCm) and Intel (XPU) devices; CPU tensors under TRITON_INTERPRET=1
+    cpu      the compiled SIMD extension: CPU tensors
+    torch    the pure-torch path: every device
 """
 
 from __future__ import annotations
@@ -11,22 +15,27 @@ import ctypes
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch  # before the extension, which then shares torch's OpenMP runtime
 
-__all__ = ["available_backends", "build_info", "cpu_extension", "select", "use_backend"]
+from kssm_kernels import triton
+from kssm_kernels.cuda import library as cuda
 
-BACKENDS = ("cpu", "torch")
+__all__ = ["available_backends", "build_info", "cpu_extension", "explain", "kernels", "select", "use_backend"]
+
+BACKENDS = ("cuda", "triton", "cpu", "torch")
+OPS = ("order_parameters", "kuramoto_update", "kuramoto_features", "bistable_coupling")
+# What a device runs unless told otherwise, best first. CUDA before Triton on NVIDIA devices: docs/gpu_compile.md.
+DEFAULTS = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch"), "xpu": ("triton", "torch")}
 
 # Bumped with every change of a C++ signature. The extension carries the number it was built with, so that a
 # source checkout that shadows an older installed extension says so instead of crashing.
 ABI = 2
 
-_explicit: list[str] = []
+_explicit = ""
 
 
 def _checked(name: str, origin: str) -> str:
@@ -68,64 +77,165 @@ def _load_cpu() -> tuple[ModuleType | None, str]:
 
 cpu_extension: Any  # the module or None; its functions have no stub
 cpu_extension, _cpu_reason = _load_cpu()
-_warned = False
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"kssm_kernels runs on the slower pure-torch path: {_cpu_reason}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+# ---- what can run ----
+
+
+def _torch_status() -> tuple[bool, str]:
+    return True, "pure-torch path"
+
+
+def _cpu_status() -> tuple[bool, str]:
+    return cpu_extension is not None, _cpu_reason
+
+
+_STATUS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "cuda": cuda.status,
+    "triton": triton.status,
+    "cpu": _cpu_status,
+    "torch": _torch_status,
+}
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the backends that can run here, fastest first."""
-    return BACKENDS if cpu_extension is not None else ("torch",)
+    """Names of the backends that can run on this machine."""
+    return tuple(name for name in BACKENDS if _STATUS[name]()[0])
 
 
 def build_info() -> str:
-    """One line: what was built, what this process uses."""
-    return f"cpu: {_cpu_reason}; torch: pure-torch path for every other device"
+    """One line: what was built, what can run here, and why not the rest."""
+    return "; ".join(f"{name}: {_STATUS[name]()[1]}" for name in BACKENDS)
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the ``with`` block on one backend (process-wide, not per thread).
+def kernels(backend: str, *names: str) -> tuple[Any, ...]:
+    """Modules of a GPU backend; imported on first use, so that importing the package costs no Triton and no driver."""
+    return tuple(importlib.import_module(f"kssm_kernels.{backend}.{name}") for name in names)
 
-    Raises ``ValueError`` for an unknown name and ``RuntimeError`` for a backend that cannot run here.
+
+def _unservable(backend: str, tensor: torch.Tensor) -> str | None:
+    """Why a backend cannot run on such a tensor; None if it can."""
+    device = tensor.device.type
+    if backend == "torch":
+        return None
+    if backend == "cpu" and device != "cpu":
+        return f"the tensors are on {tensor.device}"
+    usable, reason = _STATUS[backend]()
+    if not usable:
+        return reason
+    if backend == "cuda" and device != ("cpu" if cuda.on_host() else "cuda"):
+        return f"the tensors are on {tensor.device}"
+    if backend == "triton":
+        wanted = ("cpu",) if triton.interpreting() else ("cuda", "xpu")
+        if device not in wanted:
+            return f"the tensors are on {tensor.device}"
+        if tensor.dtype == torch.float64:
+            return "the Triton kernels compute in float32 and the tensors are float64"
+    return None
+
+
+# ---- the choice ----
+
+
+class use_backend:  # noqa: N801  # read as a function: use_backend("torch")
+    """Run every op on one backend from here on, or inside a ``with`` block (process-wide, not per thread).
+
+    As a context manager it restores on leaving what was in force before. ``use_backend(None)`` returns to the default
+    of each device.
+
+    Raises ``ValueError`` for an unknown name and ``RuntimeError`` for a backend that cannot run on this machine.
 
     >>> import torch, kssm_kernels
     >>> with kssm_kernels.use_backend("torch"):
     ...     kssm_kernels.order_parameters(torch.zeros(3), 1)
     tensor([1., 0., 1.])
     """
-    _checked(name, "use_backend")
-    if name == "cpu" and cpu_extension is None:
-        raise RuntimeError(f"use_backend('cpu'): {_cpu_reason}")
-    _explicit.append(name)
-    try:
-        yield
-    finally:
-        _explicit.pop()
+
+    def __init__(self, name: str | None) -> None:
+        global _explicit
+        if name is not None:
+            _checked(name, "use_backend")
+            usable, reason = _STATUS[name]()
+            if not usable:
+                raise RuntimeError(f"use_backend({name!r}): {reason}")
+        self._before, _explicit = _explicit, name or ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        global _explicit
+        _explicit = self._before
+
+
+_fallen_back: set[str] = set()
+_automatic: dict[tuple[str, torch.dtype], str] = {}
+
+
+def _default(tensor: torch.Tensor) -> str:
+    """The best backend that serves such a tensor; says once where that is the slow path of a device that has better."""
+    key = (tensor.device.type, tensor.dtype)
+    if key not in _automatic:
+        order = DEFAULTS.get(tensor.device.type, ("torch",))
+        reasons = {name: _unservable(name, tensor) for name in order}
+        _automatic[key] = next(name for name in order if reasons[name] is None)
+        if _automatic[key] == "torch" and len(order) > 1 and tensor.device.type not in _fallen_back:
+            _fallen_back.add(tensor.device.type)
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+            warnings.warn(f"kssm_kernels runs on the slower pure-torch path: {why}", RuntimeWarning, stacklevel=4)
+    return _automatic[key]
 
 
 def select(op: str, tensor: torch.Tensor) -> str:
-    """The backend that runs ``op`` on ``tensor``'s device; raises if an explicit request cannot be served there."""
-    wanted = _explicit[-1] if _explicit else _environment
+    """The backend that runs ``op`` on such a tensor; raises if an explicit request cannot be served."""
+    wanted = _explicit or _environment
     if not wanted:
-        if not tensor.is_cpu:
-            return "torch"
-        if cpu_extension is None:
-            _warn_once()
-            return "torch"
-        return "cpu"
-    if wanted == "cpu":
-        if not tensor.is_cpu:
-            raise RuntimeError(f"{op}: backend 'cpu' was asked for, but the tensors are on {tensor.device}")
-        if cpu_extension is None:
-            raise RuntimeError(f"{op}: backend 'cpu' was asked for, but {_cpu_reason}")
+        return "cpu" if tensor.is_cpu and cpu_extension is not None else _default(tensor)
+    reason = _unservable(wanted, tensor)
+    if reason is not None:
+        raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
     return wanted
+
+
+def explain(op: str | Callable[..., Any], *tensors: torch.Tensor) -> str:
+    """What would run ``op`` on these tensors, and why the others would not, one line per backend.
+
+    Args:
+        op: one of the ops, or its name.
+        tensors: the call's tensors; the first one decides.
+
+    Raises ``ValueError`` for an unknown op, ``TypeError`` without a tensor.
+
+    >>> import torch, kssm_kernels
+    >>> with kssm_kernels.use_backend("torch"):
+    ...     print(kssm_kernels.explain("order_parameters", torch.zeros(3)).splitlines()[0])
+    order_parameters on cpu, float32: torch, chosen by use_backend
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPS:
+        raise ValueError(f"explain: got op {name!r}, want one of {', '.join(map(repr, OPS))}")
+    if not tensors or not isinstance(tensors[0], torch.Tensor):
+        raise TypeError("explain: wants the tensors of the call, the phases (or params) first")
+    first = tensors[0]
+    order = DEFAULTS.get(first.device.type, ("torch",))
+    reasons = {backend: _unservable(backend, first) for backend in BACKENDS}
+    wanted = _explicit or _environment
+    if wanted:
+        origin = "use_backend" if _explicit else "the environment variable KSSM_BACKEND"
+        chosen = wanted if reasons[wanted] is None else ""
+        what = f"{wanted}, chosen by {origin}" if chosen else f"an error: {origin} asks for {wanted}, which cannot run"
+    else:
+        chosen = next(backend for backend in order if reasons[backend] is None)
+        what = f"{chosen}, the best that can run of this device's {', '.join(order)}"
+    lines = [f"{name} on {first.device}, {str(first.dtype).removeprefix('torch.')}: {what}"]
+    for backend in BACKENDS:
+        reason = reasons[backend]
+        if reason is not None:
+            lines.append(f"  {backend}: cannot run: {reason}")
+        elif backend == chosen:
+            lines.append(f"  {backend}: runs: {_STATUS[backend]()[1]}")
+        elif backend in order:
+            lines.append(f"  {backend}: could run: {_STATUS[backend]()[1]}; use_backend({backend!r}) chooses it")
+        else:
+            lines.append(f"  {backend}: could run; only use_backend({backend!r}) chooses it here")
+    return "\n".join(lines)

@@ -14,6 +14,17 @@ import pytest
 import torch
 
 import kssm_kernels
+from kssm_kernels import triton
+from kssm_kernels.cuda import library
+from tests import gpu, triton_interpreter
+from tests.cuda_on_host.build import build
+
+# TRITON_INTERPRET=1 and KSSM_CUDA_ON_HOST=1 put the GPU backends on CPU tensors beside the others: a test that takes
+# the fixture ``backend`` then runs on them too.
+if os.environ.get("KSSM_CUDA_ON_HOST", "") == "1":
+    library.use(build())
+if triton.interpreting() and triton.status()[0]:
+    triton_interpreter.round_to_bfloat16()
 
 hypothesis.settings.register_profile(
     "kssm",
@@ -43,13 +54,21 @@ def _same_start() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=kssm_kernels.available_backends())
+@pytest.fixture(params=gpu.backends_of("cpu"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once on every backend that this machine can run."""
+    """Runs the test once on every backend that can run on CPU tensors here."""
     if request.param == "torch":  # torch's own threads are not under test; on a busy machine they wait for each other
         torch.set_num_threads(1)
     with kssm_kernels.use_backend(request.param):
         yield request.param
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what a backend does not serve (tests/gpu.py); a request for it raises, which test_errors.py shows."""
+    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    left_out = [not gpu.serves(p.get("backend", ""), p.get("dtype")) for p in parameters]
+    config.hook.pytest_deselected(items=[item for item, out in zip(items, left_out, strict=True) if out])
+    items[:] = [item for item, out in zip(items, left_out, strict=True) if not out]
 
 
 @pytest.fixture

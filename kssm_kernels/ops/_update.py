@@ -26,6 +26,16 @@ class Update(NamedTuple):
 
 
 OPERANDS = 4  # how many fields of Update come first and are differentiable
+SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
+
+# An operand as a kernel reads it: (owner of the memory or None, row stride, column stride, value), strides in elements
+# and 0 where it is shared; a number has no memory.
+Strided = tuple[Tensor | None, int, int, float]
+
+
+def steps_together(steps: int) -> int:
+    """How many steps of a trajectory a backward pass keeps at a time: all of a short one, about sqrt(steps) else."""
+    return max(1, steps if steps <= SEGMENT else math.isqrt(steps - 1) + 1)
 
 
 def seed_value(u: Update) -> int:
@@ -54,6 +64,46 @@ def leading_shape(theta: Tensor, operands: tuple[Any, ...]) -> torch.Size:
                 # torch.broadcast_shapes takes 30 us: not for the common case of one vector of phases for all rows
                 lead = torch.broadcast_shapes(lead, own) if lead else own  # type: ignore[no-untyped-call]  # no stub
     return lead
+
+
+def operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype) -> Strided:
+    """An operand over ensembles ``[*lead, N]`` in the arithmetic dtype, copied only if it must be."""
+    if not isinstance(operand, Tensor):
+        return (None, 0, 0, 0.0 if operand is None else operand)
+    if operand.dtype != dtype:
+        operand = operand.to(dtype)
+    columns = operand.shape[-1] if operand.dim() else 1
+    if operand.numel() == columns:
+        row_stride = 0
+        if not operand.is_contiguous():
+            operand = operand.contiguous()
+    else:
+        if operand.shape[:-1] != lead:
+            operand = operand.expand(*lead, columns)
+        if not operand.is_contiguous():
+            operand = operand.reshape(-1, columns)
+            if columns > 1 and operand.stride(1) != 1:
+                operand = operand.contiguous()
+            row_stride = operand.stride(0)
+        else:
+            row_stride = columns
+    return (operand, row_stride, int(columns > 1), 0.0)
+
+
+def theta_rows(theta: Tensor, lead: torch.Size, rows: int) -> Strided:
+    """theta in its own dtype and with its own strides; one vector for all rows is read where it lies."""
+    n = theta.shape[-1]
+    if theta.is_contiguous() and theta.numel() == rows * n:  # lead differs by axes of length 1 at most
+        return (theta, n, 1, 0.0)
+    if is_shared(theta, rows):
+        return (theta, 0, theta.stride(-1), 0.0)
+    flat = theta.expand(*lead, n).reshape(rows, n)
+    return (flat, flat.stride(0), flat.stride(1), 0.0)
+
+
+def is_shared(theta: Tensor, rows: int) -> bool:
+    """Whether one vector of phases serves all rows."""
+    return theta.numel() == theta.shape[-1] and rows != 1
 
 
 def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:

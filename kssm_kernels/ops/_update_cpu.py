@@ -10,55 +10,30 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.ops._door import DTYPES
-from kssm_kernels.ops._update import OPERANDS, Operand, Update, is_plain, leading_shape, seed_value
+from kssm_kernels.ops._update import (
+    OPERANDS,
+    Strided,
+    Update,
+    is_plain,
+    is_shared,
+    leading_shape,
+    operand_rows,
+    seed_value,
+    theta_rows,
+)
 
-# An operand as the kernel reads it: (address, row stride, column stride, value), strides 0 where it is shared.
-Rows = tuple[int, int, int, float]
-_ABSENT: Rows = (0, 0, 0, 0.0)
+Addressed = tuple[int, int, int, float]  # Strided with the address of its memory, 0 for none
+_ABSENT: Addressed = (0, 0, 0, 0.0)
 # seed and flags, and the operands after the coupling strength, of a plain call
 _PLAIN, _NO_OTHERS = (0, False, False, False), (*_ABSENT, *_ABSENT, *_ABSENT)
 
 
-def _operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype, keep: list[Tensor]) -> Rows:
-    if operand is None:
-        return _ABSENT
-    if type(operand) is float or not isinstance(operand, Tensor):
-        return (0, 0, 0, operand)
-    if operand.dtype != dtype:
-        operand = operand.to(dtype)
-    columns = operand.shape[-1] if operand.dim() else 1
-    if operand.numel() == columns:
-        row_stride = 0
-        if not operand.is_contiguous():
-            operand = operand.contiguous()
-    else:
-        if operand.shape[:-1] != lead:
-            operand = operand.expand(*lead, columns)
-        if not operand.is_contiguous():
-            operand = operand.reshape(-1, columns)
-            if columns > 1 and operand.stride(1) != 1:
-                operand = operand.contiguous()
-            row_stride = operand.stride(0)
-        else:
-            row_stride = columns
-    keep.append(operand)  # owns the memory until the kernel is done
-    return (operand.data_ptr(), row_stride, int(columns > 1), 0.0)
-
-
-def _theta_rows(theta: Tensor, lead: torch.Size, rows: int, keep: list[Tensor]) -> Rows:
-    """theta in its own dtype and with its own strides; one vector for all rows is read where it lies."""
-    n = theta.shape[-1]
-    if theta.is_contiguous() and theta.numel() == rows * n:  # lead differs by axes of length 1 at most
-        return (theta.data_ptr(), n, 1, 0.0)
-    if _shared(theta, rows):
-        return (theta.data_ptr(), 0, theta.stride(-1), 0.0)
-    flat = theta.expand(*lead, n).reshape(rows, n)
-    keep.append(flat)
-    return (flat.data_ptr(), flat.stride(0), flat.stride(1), 0.0)
-
-
-def _shared(theta: Tensor, rows: int) -> bool:
-    return theta.numel() == theta.shape[-1] and rows != 1
+def _addressed(operand: Strided, keep: list[Tensor]) -> Addressed:
+    tensor, row_stride, column_stride, value = operand
+    if tensor is None:
+        return (0, 0, 0, value)
+    keep.append(tensor)  # owns the memory until the kernel is done
+    return (tensor.data_ptr(), row_stride, column_stride, value)
 
 
 def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor]) -> tuple[Any, ...]:
@@ -74,11 +49,11 @@ def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor
     return (
         *sizes,
         *(seed, omega is not None, phase_lag is not None, noise_scale is not None),
-        *_theta_rows(theta, lead, rows, keep),
-        *_operand_rows(coupling, lead, n, compute, keep),
-        *_operand_rows(omega, lead, n, compute, keep),
-        *_operand_rows(phase_lag, lead, n, compute, keep),
-        *_operand_rows(noise_scale, lead, n, compute, keep),
+        *_addressed(theta_rows(theta, lead, rows), keep),
+        *_addressed(operand_rows(coupling, lead, n, compute), keep),
+        *_addressed(operand_rows(omega, lead, n, compute), keep),
+        *_addressed(operand_rows(phase_lag, lead, n, compute), keep),
+        *_addressed(operand_rows(noise_scale, lead, n, compute), keep),
     )
 
 
@@ -121,7 +96,7 @@ def backward(
             targets += (0, False, False)
             continue
         columns = source.shape[-1] if source.dim() else 1
-        per_row = not _shared(source, rows) if i == 0 else source.numel() != columns
+        per_row = not is_shared(source, rows) if i == 0 else source.numel() != columns
         # theta's own gradient leaves in theta's dtype; what is summed over rows or columns, in the arithmetic dtype
         dtype = theta.dtype if i == 0 and per_row else compute
         result = torch.empty((*lead, columns) if per_row else (columns,), dtype=dtype, device=theta.device)

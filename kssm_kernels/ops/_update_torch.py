@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.ops._door import DTYPES
-from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, seed_value
+from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, seed_value, steps_together
 from kssm_kernels.ops.noise import philox_normal
 from kssm_kernels.ops.order_parameters import features_backward_torch, features_torch
-
-SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
 
 
 def _in_compute(operand: Operand, dtype: torch.dtype) -> Any:
@@ -94,7 +92,7 @@ def backward(
     theta: Tensor, u: Update, g_features: Tensor | None, g_phases: Tensor | None, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     call = _Torch(theta, u)
-    length = max(1, u.steps if u.steps <= SEGMENT else math.isqrt(u.steps - 1) + 1)
+    length = steps_together(u.steps)
     marks = [call.start]  # the state at steps 0, length, 2 length, ...
     for first in range(0, u.steps - length, length):
         marks.append(call.trajectory(marks[-1], first, first + length)[-1])

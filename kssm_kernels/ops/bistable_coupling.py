@@ -54,12 +54,16 @@ def _backward_torch(params: Tensor, low: float, high: float, gk: Tensor, gu: Ten
     return torch.stack([*columns, -num * c, zero, zero], dim=-1)
 
 
-# ---- either backend ----
+# ---- every backend ----
 
 
 def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
-    if backends.select(OP, params) == "torch":
+    backend = backends.select(OP, params)
+    if backend == "torch":
         return _forward_torch(params, low, high)
+    if backend != "cpu":
+        result: tuple[Tensor, Tensor, Tensor] = backends.kernels(backend, OP)[0].forward(params, low, high)
+        return result
     code, compute = DTYPES[params.dtype]
     if not params.is_contiguous():
         params = params.contiguous()
@@ -74,10 +78,14 @@ def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, T
 
 
 def _backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
-    if backends.select(OP, params) == "torch":
+    backend = backends.select(OP, params)
+    if backend == "torch":
         return _backward_torch(params, low, high, gk, gu, gd).to(params.dtype)
-    code = DTYPES[params.dtype][0]
     params, gk, gu, gd = params.contiguous(), gk.contiguous(), gu.contiguous(), gd.contiguous()
+    if backend != "cpu":
+        result: Tensor = backends.kernels(backend, OP)[0].backward(params, low, high, gk, gu, gd)
+        return result
+    code = DTYPES[params.dtype][0]
     out = torch.empty_like(params)
     backends.cpu_extension.bistable_coupling_backward(
         params.data_ptr(), gk.numel(), code, low, high, gk.data_ptr(), gu.data_ptr(), gd.data_ptr(), out.data_ptr()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kssm_kernels import backends
-from kssm_kernels.ops import _update_cpu, _update_torch
+from kssm_kernels.ops import _update_cpu, _update_gpu, _update_torch
 from kssm_kernels.ops._door import (
     DTYPES,
     MAX_HARMONICS,
@@ -40,9 +40,13 @@ OP = "kuramoto_features"
 
 def _forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) of ensembles [*lead, N]; what was not asked for is None."""
-    if backends.select(OP, theta) == "torch":
+    backend = backends.select(OP, theta)
+    if backend == "cpu":
+        return _update_cpu.forward(theta, u, lead)
+    if backend == "torch":
         return _update_torch.forward(theta, u)
-    return _update_cpu.forward(theta, u, lead)
+    kernels, order_parameters = backends.kernels(backend, "kuramoto", "order_parameters")
+    return _update_gpu.forward(kernels, order_parameters, theta, u, lead)
 
 
 def _backward(
@@ -55,10 +59,14 @@ def _backward(
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Gradients of theta and the operands, in their shapes and dtypes; None where not needed."""
-    if backends.select(OP, theta) == "torch":
+    backend = backends.select(OP, theta)
+    if backend == "cpu":
+        results = _update_cpu.backward(theta, u, features, phases, g_features, g_phases, needed)
+    elif backend == "torch":
         results = _update_torch.backward(theta, u, g_features, g_phases, needed)
     else:
-        results = _update_cpu.backward(theta, u, features, phases, g_features, g_phases, needed)
+        kernels, order_parameters = backends.kernels(backend, "kuramoto", "order_parameters")
+        results = _update_gpu.backward(kernels, order_parameters, theta, u, features, g_features, g_phases, needed)
     for i, (result, source) in enumerate(zip(results, (theta, *u[:OPERANDS]), strict=True)):
         if result is None or not isinstance(source, Tensor):
             continue
@@ -271,7 +279,7 @@ def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None
     operands = (u.coupling, u.omega, u.phase_lag, u.noise_scale)
     direct = is_direct(op, (theta,) if plain else (theta, *operands))
     if u.noise_scale is not None and u.seed is None:
-        drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+        drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu")  # whatever the default device
         u = Update(*operands, int(drawn) if direct else drawn, u.dt, u.steps, u.harmonics, u.return_phases)
     result: tuple[Tensor | None, Tensor | None]
     if direct:

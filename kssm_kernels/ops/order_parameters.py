@@ -123,7 +123,7 @@ def features_backward_torch(theta: Tensor, features: Tensor, grad: Tensor) -> Te
     return out.reshape(theta.shape)
 
 
-# ---- the compiled CPU kernel ----
+# ---- the compiled kernels ----
 
 
 def rows_of(theta: Tensor) -> tuple[Tensor, int, int, int]:
@@ -137,8 +137,12 @@ def rows_of(theta: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def _forward(theta: Tensor, harmonics: int) -> Tensor:
-    if backends.select(OP, theta) == "torch":
+    backend = backends.select(OP, theta)
+    if backend == "torch":
         return features_torch(theta, harmonics).to(theta.dtype)
+    if backend != "cpu":
+        result: Tensor = backends.kernels(backend, OP)[0].forward(theta, harmonics)
+        return result
     out = theta.new_empty(*theta.shape[:-1], 3 * harmonics)
     data, rows, row_stride, column_stride = rows_of(theta)
     backends.cpu_extension.order_parameters_forward(
@@ -156,9 +160,13 @@ def _forward(theta: Tensor, harmonics: int) -> Tensor:
 
 
 def _backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
-    if backends.select(OP, theta) == "torch":
+    backend = backends.select(OP, theta)
+    if backend == "torch":
         return features_backward_torch(theta, features, grad).to(theta.dtype)
     features, grad = features.contiguous(), grad.contiguous()
+    if backend != "cpu":
+        result: Tensor = backends.kernels(backend, OP)[0].backward(theta, features, grad)
+        return result
     out = theta.new_empty(*theta.shape)
     data, rows, row_stride, column_stride = rows_of(theta)
     backends.cpu_extension.order_parameters_backward(

@@ -119,7 +119,8 @@ def _unframed(text: str) -> str:
 def _sample(args: list[str]) -> None:
     import torch
 
-    from kssm.checkpoint import load_run, resolve_device
+    from kssm.checkpoint import load_run
+    from kssm.device import resolve_device
 
     parser = _Parser(
         prog="kssm sample",

@@ -15,7 +15,7 @@ from kssm.config import TrainConfig, UsageError
 from kssm.data import Dataset, Vocabulary
 from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
 
-__all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "resolve_device", "save_checkpoint"]
+__all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "save_checkpoint"]
 
 CONFIG, CHECKPOINT = "config.json", "checkpoint.pt"
 
@@ -28,18 +28,6 @@ def build_model(config: TrainConfig, vocabulary_size: int) -> OscillatorLM:
     if m.arch == "v2":
         return KSSMv2(vocabulary_size, m.dim, m.layers, m.oscillators, config.context, m.dropout)
     return KSSMv3(vocabulary_size, m.dim, m.layers, m.oscillators, m.harmonics, config.context, tied=m.tied)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device a name means, after one number went there and back; raises UsageError where that fails."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def save_config(config: TrainConfig) -> None:

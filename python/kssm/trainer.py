@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -29,12 +28,20 @@ from kssm.checkpoint import (
     build_model,
     load_checkpoint,
     load_config,
-    resolve_device,
     save_checkpoint,
     save_config,
 )
 from kssm.config import OptimizerConfig, TrainConfig, UsageError, check, check_same_run, least_memory
 from kssm.data import Dataset
+from kssm.device import (
+    memory_in_use,
+    release_memory,
+    resolve_device,
+    restore_generators,
+    save_generators,
+    synchronize,
+    total_memory,
+)
 from kssm.models import OscillatorLM
 
 __all__ = ["Evaluation", "Trainer", "learning_rate", "train"]
@@ -179,14 +186,11 @@ class Trainer:
     # ---- checkpoint ----
 
     def save(self) -> None:
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "rng": rng,
+            "rng": save_generators(self.device),
             "best_loss": self.best_loss,
             "config": self.config.to_dict(),
         }
@@ -197,9 +201,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best_loss = state["step"], state["best_loss"]
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+        restore_generators(self.device, state["rng"])
         metrics = self.config.out / METRICS
         if metrics.exists():
             kept = ""
@@ -230,6 +232,7 @@ class Trainer:
                 values = self.train_step()
                 tokens += c.batch_size * c.accumulate * c.context
                 if self.step % c.log_every == 0 or self.step == c.max_steps:
+                    synchronize(self.device)  # tokens per second are of work done, not of work asked for
                     record = self._record(values, tokens / (time.perf_counter() - since))
                     since, tokens = time.perf_counter(), 0
                     metrics.write(json.dumps(record) + "\n")
@@ -257,6 +260,9 @@ class Trainer:
         record["lr"] = self.optimizer.param_groups[0]["lr"]
         record["r"] = [round(v, 4) for v in self.model.last_r.tolist()]
         record["tokens_per_second"] = round(tokens_per_second)
+        memory = memory_in_use(self.device)
+        if memory is not None:
+            record["memory_in_use"] = memory
         return record
 
     def _require_finite(self, name: str, value: float) -> None:
@@ -284,15 +290,15 @@ class Trainer:
         with open(self.config.out / LOG, "a", encoding="utf-8") as log:
             log.write(text + "\n")
         bar.write(text)
+        # Evaluation and sampling have left blocks of sizes that training does not ask for: a sample's length grows by
+        # one with every token. torch.save then copies the state to the CPU, which on MPS is the same memory.
+        release_memory(self.device)
         self.save()
         return evaluation
 
 
 def _check_memory(config: TrainConfig, vocabulary_size: int, device: torch.device) -> None:
-    if device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = total_memory(device)
     needed = least_memory(config, vocabulary_size)
     if needed > available:
         raise UsageError(

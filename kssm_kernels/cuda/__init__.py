@@ -1,0 +1,1 @@
+"""CUDA C++ kernels: csrc/cuda, called through a C interface."""
