@@ -122,19 +122,20 @@ def arguments(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, 
     g = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
 
     def ready(t: Tensor) -> Tensor:
-        return t.to(device).detach()
+        return t.to(dtype).to(device)
 
     if case.op == "bistable_coupling":
-        return {"params": ready(_safe_params(case.shape, g).to(dtype))}
+        return {"params": ready(_safe_params(case.shape, g))}
+    # a view of a larger tensor becomes one on the device: moved there it would be contiguous
     found: dict[str, Any] = {
-        "theta": ready(_layout(lambda s: _draw_phases(case, s, dtype, g).to(dtype), case.shape, case.layout))
+        "theta": _layout(lambda s: ready(_draw_phases(case, s, dtype, g)), case.shape, case.layout)
     }
     centre = {"coupling": (1.0, 0.5), "omega": (0.0, 0.5), "phase_lag": (0.0, 0.3), "noise_scale": (0.1, 0.02)}
     for operand in OPERANDS:
         spec = getattr(case, operand)
         if isinstance(spec, tuple):
             middle, spread = centre[operand]
-            found[operand] = ready((middle + spread * torch.randn(spec, generator=g, dtype=torch.float64)).to(dtype))
+            found[operand] = ready(middle + spread * torch.randn(spec, generator=g, dtype=torch.float64))
         elif spec is not None:
             found[operand] = spec
     return found

@@ -16,7 +16,7 @@ def is_long(case: Case) -> bool:
 
 
 def combinations(backend: str) -> list[tuple[Case, torch.dtype, str]]:
-    """All that a backend serves; interpreted, long cases and the second door in float32 only, and those not together."""
+    """All that a backend serves; interpreted, long cases and the second door in float32 only, and not together."""
     found = [(c, dtype, door) for c in CASES for dtype in DTYPES for door in DOORS if gpu.serves(backend, dtype)]
     if backend != "triton":
         return found

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import kssm_kernels
-from kssm_kernels import bistable_coupling, kuramoto_features, order_parameters, use_backend
+from kssm_kernels import bistable_coupling, kuramoto_features, kuramoto_update, order_parameters, use_backend
 from kssm_kernels.cuda import library
+from kssm_kernels.ops import _update_gpu
 from tests.cuda_on_host.build import CSRC, HERE, build, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
@@ -161,6 +162,24 @@ def test_a_row_does_not_depend_on_the_others(kernels: ctypes.CDLL, n: int) -> No
     theta = draw(19, n)
     for r in (0, 17, 18):
         assert torch.equal(order_parameters(theta, 9)[r], order_parameters(theta[r], 9))
+
+
+@pytest.mark.parametrize("at_work", [1, 61, 3 * 61, 100 * 61])
+@pytest.mark.parametrize("steps", [0, 1, 3, 70])
+def test_sums_over_rows_in_runs(
+    kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, at_work: int, steps: int
+) -> None:
+    monkeypatch.setattr(_update_gpu, "AT_WORK", at_work)
+    theta = draw(8, 61, dtype=torch.float64)
+    with use_backend("torch"):
+        wanted = update(theta, steps)
+    torch.testing.assert_close(update(theta, steps), wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [100, 2100])
+def test_the_noise_is_the_promised_one_bit_for_bit(kernels: ctypes.CDLL, n: int) -> None:
+    phases = kuramoto_update(torch.zeros(3, n), 0.0, noise_scale=1.0, seed=2**40 + 3)
+    assert torch.equal(phases, -kssm_kernels.philox_normal(3, n, seed=2**40 + 3))
 
 
 def test_sixteen_bits_are_converted_as_torch_does(kernels: ctypes.CDLL) -> None:

@@ -193,11 +193,11 @@ def assert_within(label: str, kernel: Tensor, truth: Tensor, framework: float, s
         )
 
 
-def check(case: Case, dtype: torch.dtype, door: str = "direct") -> None:
+def check(case: Case, dtype: torch.dtype, door: str = "direct", device: str = "cpu") -> None:
     """Runs the case on the backend in force and holds outputs and gradients to the rule."""
     truth = truth_of(case, dtype)
     framework, slack = _bounds(case, dtype)
-    args = arguments(case, dtype)
+    args = arguments(case, dtype, device)
     with through(door):
         got = evaluate(by_package, case, args, dtype)
     assert got.keys() == truth.keys()
