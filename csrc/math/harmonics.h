@@ -32,7 +32,7 @@ constexpr int kMaxGroupNumbers = 16 * 34;  // at H = 256
 
 // c[a], s[a] = cos, sin of a theta for a = 1..COUNT; c[1], s[1] are given.
 template <int COUNT, class V> KSSM_FN void powers(V* c, V* s) {
-#pragma GCC unroll 16
+  KSSM_UNROLL
   for (int a = 2; a <= COUNT; ++a) {
     const int h = a / 2, k = a - h;
     c[a] = fma(c[h], c[k], -(s[h] * s[k]));

@@ -20,8 +20,17 @@
 #define KSSM_FN inline __attribute__((always_inline))
 #endif
 
+// In front of a loop: over arrays that are to stay in registers, or with a body that is to exist once.
+#if defined(__CUDACC__)
+#define KSSM_UNROLL _Pragma("unroll")
+#define KSSM_ROLLED _Pragma("unroll 1")
+#else
+#define KSSM_UNROLL _Pragma("GCC unroll 64")
+#define KSSM_ROLLED
+#endif
+
 // Without a fused multiply-add the range reduction needs shorter constants, and reaches less far.
-#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__)
+#if defined(__FMA__) || defined(__aarch64__) || defined(__CUDACC__) || defined(KSSM_CUDA_ON_HOST)
 #define KSSM_HAS_FMA 1
 #else
 #define KSSM_HAS_FMA 0

@@ -11,7 +11,7 @@ struct Reduced {
   int64_t q;   // quadrant, mod 4
 };
 
-inline Reduced reduce_exact(double x) {
+KSSM_FN Reduced reduce_exact(double x) {
   // 2/pi = 0.bits, after one word of zeros so that the window below may start before the first bit.
   static const uint64_t two_over_pi[21] = {
       0,
@@ -31,6 +31,7 @@ inline Reduced reduce_exact(double x) {
   const int start = (biased - 1075) - 2 + 64;  // first bit of the window, counted in two_over_pi
   const int word = start / 64, shift = start % 64;
   uint64_t p[3];
+  KSSM_UNROLL
   for (int k = 0; k < 3; ++k) {
     const uint64_t high = two_over_pi[word + k], low = two_over_pi[word + k + 1];
     p[k] = shift ? (high << shift) | (low >> (64 - shift)) : high;

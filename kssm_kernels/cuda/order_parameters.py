@@ -30,7 +30,7 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
         return out
     n = theta.shape[-1]
     code, compute = DTYPES[theta.dtype]
-    segment = segment_length(n, harmonics)
+    segment = segment_length(n, harmonics, theta.dtype)
     size = partial_sums(rows, -(-n // segment), 2 * harmonics)
     work = torch.empty(size, dtype=compute, device=theta.device) if size else None
     fields = (data.data_ptr(), rows, n, row_stride, column_stride, code, harmonics, segment, out.data_ptr())

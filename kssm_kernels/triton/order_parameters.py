@@ -100,7 +100,7 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
     if rows == 0:
         return out
     hp = power_of_two(harmonics, 16)
-    segment, segments = segment_length(n, harmonics), segment_count(n, harmonics)
+    segment, segments = segment_length(n, harmonics, theta.dtype), segment_count(n, harmonics, theta.dtype)
     _, block = tile_of(n)
     sums = out if segments == 1 else torch.empty(rows, segments, 2 * hp, dtype=torch.float32, device=theta.device)
     launch(

@@ -20,7 +20,7 @@ kssm_host::Index threadIdx, blockIdx, blockDim, gridDim;
 namespace kssm_host {
 
 unsigned char* shared_memory;
-int64_t bytes_loaded, bytes_stored;
+Traffic loaded, stored;
 
 namespace {
 
@@ -223,7 +223,20 @@ int run(int64_t blocks, int threads, int64_t shared_bytes, const std::function<v
       return kFailed;
     }
   }
+  loaded.end_launch();
+  stored.end_launch();
   return 0;
+}
+
+void Traffic::end_launch() {
+  std::sort(runs.begin(), runs.end());
+  uintptr_t end = 0;
+  for (const auto& [first, count] : runs) {
+    const uintptr_t last = first + count;
+    if (last > end) bytes += static_cast<int64_t>(last - std::max(first, end));
+    end = std::max(end, last);
+  }
+  runs.clear();
 }
 
 }  // namespace kssm_host
@@ -235,10 +248,14 @@ extern "C" {
 // 0: threads run in ascending order, 1: descending, 2: shuffled anew after every barrier
 void kssm_cuda_thread_order(int wanted) { kssm_host::order = wanted; }
 
-// Bytes of global memory that kernels have loaded and stored since the last call.
+// Bytes of global memory that launches have loaded and stored since the last call, each byte once a launch: what is
+// read again comes from a cache. The first call starts the counting.
 void kssm_cuda_bytes(int64_t* loaded_and_stored) {
-  loaded_and_stored[0] = kssm_host::bytes_loaded;
-  loaded_and_stored[1] = kssm_host::bytes_stored;
-  kssm_host::bytes_loaded = kssm_host::bytes_stored = 0;
+  kssm_host::Traffic* const both[2] = {&kssm_host::loaded, &kssm_host::stored};
+  for (int i = 0; i < 2; ++i) {
+    loaded_and_stored[i] = both[i]->bytes;
+    both[i]->bytes = 0;
+    both[i]->on = true;
+  }
 }
 }

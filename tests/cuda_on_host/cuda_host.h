@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include <functional>
+#include <utility>
+#include <vector>
 
 #define KSSM_CUDA_ON_HOST 1
 
@@ -17,8 +19,8 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define KSSM_SHARED(name) unsigned char* const name = kssm_host::shared_memory
-#define KSSM_COUNT_LOADED(bytes) (kssm_host::bytes_loaded += static_cast<int64_t>(bytes))
-#define KSSM_COUNT_STORED(bytes) (kssm_host::bytes_stored += static_cast<int64_t>(bytes))
+#define KSSM_COUNT_LOADED(p, bytes) kssm_host::loaded.add(p, bytes)
+#define KSSM_COUNT_STORED(p, bytes) kssm_host::stored.add(p, bytes)
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
@@ -31,7 +33,19 @@ struct Index {
 };
 
 extern unsigned char* shared_memory;
-extern int64_t bytes_loaded, bytes_stored;
+
+// Bytes that launches touch, each once a launch, from the first time they are asked for on.
+struct Traffic {
+  void add(const void* p, size_t count) {
+    if (on) runs.emplace_back(reinterpret_cast<uintptr_t>(p), count);
+  }
+  void end_launch();
+
+  bool on = false;
+  int64_t bytes = 0;
+  std::vector<std::pair<uintptr_t, size_t>> runs;  // address and length, of this launch
+};
+extern Traffic loaded, stored;
 
 // Runs the kernel; 0, or kFailed, which error_text() explains.
 constexpr int kFailed = 10003;

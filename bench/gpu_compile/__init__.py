@@ -1,0 +1,1 @@
+"""``python -m bench.gpu_compile``: what the compilers make of the GPU kernels, and the bytes that they move."""

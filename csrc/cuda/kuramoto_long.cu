@@ -1,0 +1,159 @@
+// One step of rows of any length and its adjoint, segment by segment: their mean field, and the gradient's part that
+// goes through it, are sums over segments and come from launches before.
+
+#include "kuramoto.h"
+#include "segments.h"
+
+KSSM_NAMESPACE_BEGIN
+
+namespace {
+
+static_assert(kPiece == kMaxLanes * kItems, "a segment is a block's");
+
+struct Step {
+  Update update;
+  int64_t code;                  // of the arithmetic
+  int64_t state, z, index, out;  // state, out: [rows, n]; z: [rows, 3]
+};
+
+struct AdjointSums {
+  Update update;
+  int64_t code;
+  int64_t state, z, g, sums, workspace;  // sums: [rows, 2], divided by n; workspace: [rows, segments, 2] and more
+};
+
+struct AdjointStep {
+  Update update;
+  int64_t code;
+  int64_t state, z, gz, index, g;
+  Target targets[4];  // [rows, n], or per row [rows, segments]; all gain
+};
+
+// The block's segment of a row.
+struct Segment {
+  KSSM_DEVICE explicit Segment(int64_t n)
+      : count((n + kPiece - 1) / kPiece), row(blockIdx.x / count), number(blockIdx.x % count), begin(number * kPiece),
+        length(n - begin < kPiece ? n - begin : kPiece), at(row * n + begin) {}
+  template <int V> KSSM_DEVICE Items<V> items() const {
+    return {static_cast<int>(length), static_cast<int>(blockDim.x), static_cast<int>(threadIdx.x)};
+  }
+  int64_t count, row, number, begin, length, at;
+};
+
+template <class T> KSSM_DEVICE Mean<T> mean_at(int64_t z, int64_t row, int width) {
+  const T* const p = reinterpret_cast<const T*>(z) + row * width;
+  return {load(p), load(p + 1)};
+}
+
+template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) step(Step call) {
+  constexpr int V = kVector<T>;
+  const Segment segment(call.update.n);
+  const Row<T, V> row(call.update, segment.row, segment.begin, segment.items<V>());
+  T x[kItems], c[kItems], s[kItems];
+  row.items.load_from(reinterpret_cast<const T*>(call.state) + segment.at, 1, x);
+  row.unit_vectors(x, c, s);
+  row.advance(x, c, s, mean_at<T>(call.z, segment.row, 3), call.index);
+  row.items.store_to(reinterpret_cast<T*>(call.out) + segment.at, x);
+}
+
+template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_sums(AdjointSums call) {
+  constexpr int V = kVector<T>;
+  KSSM_SHARED(shared);
+  const Team team(static_cast<int>(blockDim.x));
+  const Segment segment(call.update.n);
+  const Row<T, V> row(call.update, segment.row, segment.begin, segment.items<V>());
+  T x[kItems], g[kItems], c[kItems], s[kItems], ca[kItems], sa[kItems];
+  row.items.load_from(reinterpret_cast<const T*>(call.state) + segment.at, 1, x);
+  row.items.load_from(reinterpret_cast<const T*>(call.g) + segment.at, 1, g);
+  row.unit_vectors(x, c, s);
+  row.shifted(x, c, s, ca, sa);
+  const Mean<T> sum = row.mean_gradient(g, ca, sa);
+  T sums[2] = {sum.cos, sum.sin};
+  int turn = 0;
+  team_sum(team, sums, reinterpret_cast<T*>(shared), turn);
+  T* const out = reinterpret_cast<T*>(call.workspace) + (segment.row * segment.count + segment.number) * 2;
+  if (team.rank < 2) store(out + team.rank, team.rank ? sums[1] : sums[0]);
+}
+
+template <class T, int V>
+KSSM_DEVICE void gain(const Target& target, const Team& team, const Segment& segment, const Items<V>& items,
+                      const T (&total)[kItems], T* warps, int& turn) {
+  if (!target.data) return;
+  T* const p = reinterpret_cast<T*>(target.data);
+  if (target.per_column) {
+    T sum[kItems];
+    items.load_from(static_cast<const T*>(p + segment.at), 1, sum);
+    KSSM_UNROLL
+    for (int k = 0; k < kItems; ++k) sum[k] += total[k];
+    items.store_to(p + segment.at, sum);
+    return;
+  }
+  T sum[1] = {T(0)};
+  KSSM_UNROLL
+  for (int k = 0; k < kItems; ++k) sum[0] += total[k];
+  team_sum(team, sum, warps, turn);
+  T* const own = p + segment.row * segment.count + segment.number;
+  if (team.rank == 0) store(own, load(own) + sum[0]);
+}
+
+template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_step(AdjointStep call) {
+  constexpr int V = kVector<T>;
+  KSSM_SHARED(shared);
+  T* const warps = reinterpret_cast<T*>(shared);
+  const Team team(static_cast<int>(blockDim.x));
+  const Segment segment(call.update.n);
+  const Row<T, V> row(call.update, segment.row, segment.begin, segment.items<V>());
+  T x[kItems], g[kItems], c[kItems], s[kItems], ca[kItems], sa[kItems];
+  row.items.load_from(reinterpret_cast<const T*>(call.state) + segment.at, 1, x);
+  row.items.load_from(reinterpret_cast<const T*>(call.g) + segment.at, 1, g);
+  row.unit_vectors(x, c, s);
+  row.shifted(x, c, s, ca, sa);
+  Totals<T> totals;
+  totals.clear();
+  row.adjoint(c, s, ca, sa, mean_at<T>(call.z, segment.row, 3), mean_at<T>(call.gz, segment.row, 2), call.index,
+              call.targets, g, totals);
+  row.items.store_to(reinterpret_cast<T*>(call.g) + segment.at, g);
+  int turn = 0;
+  gain(call.targets[0], team, segment, row.items, totals.coupling, warps, turn);
+  gain(call.targets[1], team, segment, row.items, totals.omega, warps, turn);
+  gain(call.targets[2], team, segment, row.items, totals.lag, warps, turn);
+  gain(call.targets[3], team, segment, row.items, totals.noise, warps, turn);
+}
+
+int64_t segments_of(const Update& update) { return (update.n + kPiece - 1) / kPiece; }
+
+template <class T, class Call> int launch_segments(void (*kernel)(Call), const Call& call, void* stream) {
+  const int64_t blocks = call.update.rows * segments_of(call.update);
+  return launch(kernel, blocks, kMaxLanes, team_sum_bytes<T>(kMaxLanes), stream, call);
+}
+
+template <class T> int launch_sums(const AdjointSums& call, void* stream) {
+  const int error = launch_segments<T>(adjoint_sums<T>, call, stream);
+  if (error) return error;
+  const int64_t rows = call.update.rows, n = call.update.n;
+  return sum_rows<T>(call.workspace, rows, segments_of(call.update), n, 1, call.sums, Ending::kMean, stream);
+}
+
+}  // namespace
+
+KSSM_EXPORT int kssm_cuda_kuramoto_step(const void* packed, int64_t bytes, int device, void* stream) {
+  return with_call<Step>(packed, bytes, device, [&](const Step& call) {
+    return call.code == kFloat64 ? launch_segments<double>(step<double>, call, stream)
+                                 : launch_segments<float>(step<float>, call, stream);
+  });
+}
+
+KSSM_EXPORT int kssm_cuda_kuramoto_adjoint_sums(const void* packed, int64_t bytes, int device, void* stream) {
+  return with_call<AdjointSums>(packed, bytes, device, [&](const AdjointSums& call) {
+    return call.code == kFloat64 ? launch_sums<double>(call, stream) : launch_sums<float>(call, stream);
+  });
+}
+
+KSSM_EXPORT int kssm_cuda_kuramoto_adjoint_step(const void* packed, int64_t bytes, int device, void* stream) {
+  return with_call<AdjointStep>(packed, bytes, device, [&](const AdjointStep& call) {
+    return call.code == kFloat64 ? launch_segments<double>(adjoint_step<double>, call, stream)
+                                 : launch_segments<float>(adjoint_step<float>, call, stream);
+  });
+}
+
+KSSM_NAMESPACE_END

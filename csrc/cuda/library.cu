@@ -1,0 +1,50 @@
+// What the library says of itself.
+
+#include "team.h"
+
+KSSM_NAMESPACE_BEGIN
+
+// Bumped with every change of a call's fields; kssm_kernels/cuda/library.py has the same number.
+constexpr int kInterface = 1;
+
+#ifndef KSSM_CUDA_BUILD
+#define KSSM_CUDA_BUILD "for the host"
+#endif
+
+KSSM_EXPORT int kssm_cuda_abi() { return kInterface; }
+KSSM_EXPORT const char* kssm_cuda_build() { return KSSM_CUDA_BUILD; }
+
+KSSM_EXPORT int kssm_cuda_on_host() {
+#if defined(KSSM_CUDA_ON_HOST)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// 0 where the driver is absent or too old.
+KSSM_EXPORT int kssm_cuda_device_count() {
+#if defined(KSSM_CUDA_ON_HOST)
+  return 1;
+#else
+  int count = 0;
+  const bool found = cudaGetDeviceCount(&count) == cudaSuccess;
+  cudaGetLastError();
+  return found ? count : 0;
+#endif
+}
+
+KSSM_EXPORT const char* kssm_cuda_error(int code) {
+  if (code == kWrongCall) return "the library and its caller disagree on the call's fields";
+  if (code == kTooLarge) return "more blocks of threads than a launch may have";
+#if defined(KSSM_CUDA_ON_HOST)
+  return kssm_host::error_text();
+#else
+  return cudaGetErrorString(static_cast<cudaError_t>(code));
+#endif
+}
+
+// For tests: teams of that many lanes whatever the row's length; 0: as ever.
+KSSM_EXPORT void kssm_cuda_force_lanes(int lanes) { forced_lanes = lanes; }
+
+KSSM_NAMESPACE_END
