@@ -1,1 +1,17 @@
-"""Tests of both packages; ``tests.cases`` and ``tests.tolerance`` also serve the benchmarks and docs/accuracy.md."""
+"""Tests of both packages; ``tests.cases`` and ``tests.tolerance`` also serve the benchmarks and docs/accuracy.md.
+
+TRITON_INTERPRET=1 and KSSM_CUDA_ON_HOST=1 put the GPU backends on CPU tensors beside the others: a test that takes the
+fixture ``backend`` then runs on them too. Done here, where a data loader's worker comes by as well.
+"""
+
+import os
+
+from kssm_kernels import triton
+from kssm_kernels.cuda import library
+from tests.cuda_on_host.build import build
+from tests.triton_interpreter import round_to_bfloat16
+
+if os.environ.get("KSSM_CUDA_ON_HOST", "") == "1":
+    library.use(build())
+if triton.interpreting() and triton.status()[0]:
+    round_to_bfloat16()

@@ -14,17 +14,7 @@ import pytest
 import torch
 
 import kssm_kernels
-from kssm_kernels import triton
-from kssm_kernels.cuda import library
-from tests import gpu, triton_interpreter
-from tests.cuda_on_host.build import build
-
-# TRITON_INTERPRET=1 and KSSM_CUDA_ON_HOST=1 put the GPU backends on CPU tensors beside the others: a test that takes
-# the fixture ``backend`` then runs on them too.
-if os.environ.get("KSSM_CUDA_ON_HOST", "") == "1":
-    library.use(build())
-if triton.interpreting() and triton.status()[0]:
-    triton_interpreter.round_to_bfloat16()
+from tests import gpu
 
 hypothesis.settings.register_profile(
     "kssm",

@@ -21,7 +21,7 @@ from bench.gpu_compile.cases import CASES, Case
 from kssm_kernels.cuda import library
 from tests.cuda_on_host.build import build
 
-ROWS = 32  # per row, bytes do not depend on the number of rows
+ROWS = 8  # per row, bytes do not depend on the number of rows
 
 
 def _in_triton() -> Callable[[], int]:

@@ -113,6 +113,16 @@ KSSM_DEVICE void load_run(const S* p, int64_t stride, int64_t left, Compute<S> (
   }
 }
 
+// In PTX, for nvcc merges a plain store of four words with the branch that stores them singly, into four stores.
+KSSM_DEVICE void store_words(void* p, uint4 words) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+               :: "l"(__cvta_generic_to_global(p)), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w) : "memory");
+#else
+  *static_cast<uint4*>(p) = words;
+#endif
+}
+
 template <class S, int COUNT> KSSM_DEVICE void store_run(S* p, int64_t left, const Compute<S> (&x)[COUNT]) {
   constexpr int V = kVector<S> < COUNT ? kVector<S> : COUNT;
   if (V == kVector<S> && left >= COUNT && aligned(p)) {
@@ -124,7 +134,7 @@ template <class S, int COUNT> KSSM_DEVICE void store_run(S* p, int64_t left, con
       for (int v = 0; v < V; ++v) raw[v] = narrow<S>(x[i + v]);
       uint4 words;
       __builtin_memcpy(&words, raw, V * sizeof(S));
-      *reinterpret_cast<uint4*>(p + i) = words;
+      store_words(p + i, words);
     }
   } else {
     KSSM_UNROLL

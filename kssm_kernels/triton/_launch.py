@@ -12,28 +12,38 @@ from torch import Tensor
 
 from kssm_kernels.triton import interpreting
 
-PER_WARP = 256  # phases of one row that a warp holds: 8 per thread, two loads of 128 bits in float32
-WARPS = 4
+PER_THREAD = 8  # phases: two loads of 128 bits in float32, one in 16 bits
 # Left to itself the assembler stops at 128 and spills (8 bytes in the forward kernel for sm_100, 24 in the backward
-# kernel for sm_80), for an occupancy that these kernels do not need: three programs of four warps fit all the same.
+# kernel for sm_80), for an occupancy that these kernels do not need: twelve warps have room all the same.
 REGISTERS = 168
+
+
+def lanes() -> int:
+    """Threads of a warp: 32, and 64 on some AMD devices."""
+    return 32 if interpreting() else int(triton.runtime.driver.active.get_current_target().warp_size)
+
+
+def per_warp() -> int:
+    """Phases that a warp holds."""
+    return PER_THREAD * lanes()
 
 
 def power_of_two(n: int, least: int = 1) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-def tile_of(n: int, largest: int = PER_WARP, warps: int = WARPS) -> tuple[int, int]:
-    """(rows, oscillators) of a program's tile for rows of n: 256 phases for each warp, eight per thread.
+def tile_of(n: int, largest: int = 256) -> tuple[int, int]:
+    """(rows, oscillators) of a program's tile for rows of n: what one warp holds; or one longer row, several warps'.
 
-    No row of up to 256 oscillators is shared between warps: its sums cost shuffles and no barrier.
+    Triton lays warps along a row before it lays them along rows, and a row shared by warps has its sums added through
+    memory, behind barriers. So a program of short rows is one warp.
     """
     block = min(power_of_two(n, 16), largest)
-    return max(1, warps * PER_WARP // block), block
+    return max(1, per_warp() // block), block
 
 
-def warps_of(rows: int, block: int, per_thread: int = 8) -> int:
-    return max(1, rows * block // (32 * per_thread))
+def warps_of(rows: int, block: int, per_thread: int = PER_THREAD) -> int:
+    return max(1, rows * block // (lanes() * per_thread))
 
 
 Grid = int | Callable[[Mapping[str, Any]], tuple[int]]
@@ -53,11 +63,13 @@ def launch(kernel: Any, grid: Grid, on: Tensor, *args: Any, **meta: Any) -> None
 
 
 def tuned(key: list[str]) -> Callable[[Any], Any]:
-    """Autotunes the number of warps of a program, and with it of rows, of a kernel that may run twice without harm.
+    """Autotunes WARPS, the warps of a program with their share of rows, of a kernel that may run twice without harm.
 
-    Every choice gives the same bits: a warp's share of a row stays what it is. In the interpreter there is nothing to
-    time, and one choice.
+    Only for a kernel without sums: what a warp adds up must not depend on what was fastest. In the interpreter there is
+    nothing to time, and one choice.
     """
-    warps = (WARPS,) if interpreting() else (WARPS, 1, 2, 8)
-    decorate: Callable[[Any], Any] = triton.autotune([triton.Config({"WARPS": w}, num_warps=w) for w in warps], key=key)
+    choices = (4,) if interpreting() else (4, 1, 2, 8)
+    decorate: Callable[[Any], Any] = triton.autotune(
+        [triton.Config({"WARPS": warps}, num_warps=warps) for warps in choices], key=key
+    )
     return decorate

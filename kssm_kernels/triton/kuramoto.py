@@ -1,6 +1,7 @@
 """The Kuramoto update in Triton, rows of up to FUSED_LIMIT oscillators: all steps in one launch, phases in registers.
 
-Tiles as in order_parameters.py; a row of more than 256 oscillators is shared by the warps of its program. Longer rows:
+Tiles as in order_parameters.py; a row of more than 256 oscillators (backward: 128) is shared by the warps of its
+program. Longer rows:
 kuramoto_long.py. Protocol and host logic: kssm_kernels/ops/_update_gpu.py.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kssm_kernels.ops._update_gpu import Call, End, Rows, Target, Targets
 from kssm_kernels.triton._harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
-from kssm_kernels.triton._launch import launch, power_of_two, tile_of, warps_of
+from kssm_kernels.triton._launch import lanes, launch, power_of_two, tile_of, warps_of
 from kssm_kernels.triton._step import advance, call_arguments, gain, mean_field, pulls, read
 from kssm_kernels.triton.kuramoto_long import adjoint_step, adjoint_sums, segments_of, step
 
@@ -154,7 +155,7 @@ def _backward_kernel(
             g = tl.fma(-gk, q, g)
             g = tl.fma(g_s + zero, cosine, tl.fma(-g_c + zero, sine, g))
             if s > 1:
-                x = tl.load(kept + (s - 2) * (rows * n), mask=live, other=0.0)
+                x = tl.load(kept + (s - 2) * (rows * n), mask=live, other=0.0).to(tl.float32)
             elif s == 1:
                 x = tl.load(start, mask=live, other=0.0).to(tl.float32)
         if T0 == 1:
@@ -248,5 +249,5 @@ def backward(
         HARMONICS=harmonics,
         ROWS=rows,
         BLOCK=block,
-        num_warps=warps_of(rows, block, per_thread=4),  # with eight it needs 250 registers
+        num_warps=warps_of(rows, block, per_thread=4 if lanes() == 32 else 8),  # eight want 250 registers
     )

@@ -18,18 +18,15 @@ from kssm_kernels.triton import _launch
 from kssm_kernels.triton._harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
 from kssm_kernels.triton._launch import launch, power_of_two, tile_of, tuned
 
-PER_WARP = tl.constexpr(_launch.PER_WARP)
 ADDED_AT_ONCE = 64  # segments whose sums one program adds
 
 
-@tuned(["n", "HARMONICS"])
 @triton.jit
 def _forward_kernel(
     theta, features, rows, n, segments, segment, row_stride, column_stride, groups,
-    HARMONICS: tl.constexpr, HP: tl.constexpr, FINAL: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr,
+    HARMONICS: tl.constexpr, HP: tl.constexpr, FINAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Rows are (ensemble, segment) pairs. FINAL: features; otherwise the sums, [rows, 2 HP] float32."""
-    ROWS: tl.constexpr = WARPS * PER_WARP // BLOCK
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live_row = index < rows
     ensemble = index // segments
@@ -80,7 +77,7 @@ def _add_kernel(
 @triton.jit
 def _backward_kernel(
     theta, features, g_features, out, rows, n, blocks, row_stride, column_stride, groups,
-    HARMONICS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr,
+    HARMONICS: tl.constexpr, PER_WARP: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     ROWS: tl.constexpr = WARPS * PER_WARP // BLOCK
     index = tl.program_id(0).to(tl.int64)
@@ -101,14 +98,14 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
         return out
     hp = power_of_two(harmonics, 16)
     segment, segments = segment_length(n, harmonics, theta.dtype), segment_count(n, harmonics, theta.dtype)
-    _, block = tile_of(n)
+    tile_rows, block = tile_of(n)
     sums = out if segments == 1 else torch.empty(rows, segments, 2 * hp, dtype=torch.float32, device=theta.device)
     launch(
         _forward_kernel,
-        lambda meta: (triton.cdiv(rows * segments, tile_of(n, warps=meta["WARPS"])[0]),),
+        triton.cdiv(rows * segments, tile_rows),
         theta,
         *(data, sums, rows * segments, n, segments, segment, row_stride, column_stride, groups_of(harmonics)),
-        HARMONICS=harmonics, HP=hp, FINAL=segments == 1, BLOCK=block,
+        HARMONICS=harmonics, HP=hp, FINAL=segments == 1, ROWS=tile_rows, BLOCK=block, num_warps=1,
     )  # fmt: skip
     while segments > 1:
         left = triton.cdiv(segments, ADDED_AT_ONCE)
@@ -132,10 +129,11 @@ def backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
     blocks = triton.cdiv(n, block)
     launch(
         _backward_kernel,
-        lambda meta: (triton.cdiv(rows, tile_of(n, warps=meta["WARPS"])[0]) * blocks,),
+        lambda meta: (triton.cdiv(rows, meta["WARPS"] * _launch.per_warp() // block) * blocks,),
         theta,
         *(data, features, grad, out, rows, n, blocks, row_stride, column_stride, groups_of(harmonics)),
         HARMONICS=harmonics,
+        PER_WARP=_launch.per_warp(),
         BLOCK=block,
     )
     return out
