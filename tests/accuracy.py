@@ -1,5 +1,7 @@
 """Writes docs/accuracy.md: ``python -m tests.accuracy [path]`` from the repository's root.
 
+With TRITON_INTERPRET=1 and KSSM_CUDA_ON_HOST=1 the GPU kernels are in it too, as they compute on CPU tensors.
+
 The cases, the truth and the framework are those of the conformance tests (tests/cases.py, tests/tolerance.py).
 """
 
@@ -14,11 +16,17 @@ import torch
 from torch import Tensor
 
 import kssm_kernels
+from tests import gpu
 from tests.cases import CASES, DTYPES, Case, arguments, by_equation, by_package, evaluate, threads, truth_of
 
 HEAD = """# Accuracy
 
-Made by `python -m tests.accuracy`; do not edit. torch {torch}; {build}.
+Made by `TRITON_INTERPRET=1 KSSM_CUDA_ON_HOST=1 python -m tests.accuracy`; do not edit. torch {torch}. Backends:
+
+{build}
+
+The GPU kernels ran on the CPU: the CUDA sources compiled for it, the Triton kernels interpreted. A device adds up in
+another order and has an exponential of its own (in `bistable_coupling`); the rest is the same arithmetic.
 
 Error of every op against its equation in float64 (`tests/naive.py`), evaluated on the very numbers the kernel got,
 over the {count} cases of the conformance tests. *Kernel* is the backend named, *framework* the same equation written in
@@ -98,9 +106,10 @@ def measure(backend: str, dtype: torch.dtype) -> dict[tuple[str, str, str], Entr
 
 
 def main(path: str = "docs/accuracy.md") -> None:
-    lines = [HEAD.format(torch=torch.__version__, build=kssm_kernels.build_info(), count=len(CASES))]
-    for backend in kssm_kernels.available_backends():
-        for dtype in DTYPES:
+    build = "- " + kssm_kernels.build_info().replace("; ", "\n- ")
+    lines = [HEAD.format(torch=torch.__version__, build=build, count=len(CASES))]
+    for backend in gpu.backends_of("cpu"):
+        for dtype in (d for d in DTYPES if gpu.serves(backend, d)):
             lines += [
                 f"## Backend {backend}, {str(dtype).removeprefix('torch.')}\n",
                 "| op | result | phases | kernel max | kernel rms | framework max | framework rms | worst input |",
