@@ -6,8 +6,9 @@ import importlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, arguments, compile-time arguments
 
 
-def _triton_launches(lanes: int) -> list[Launch]:
-    """Every kernel that the cases launch on a device with so many lanes, recorded in place of being run."""
+@contextmanager
+def recorded(lanes: int) -> Iterator[list[Launch]]:
+    """Triton launches within, as on a device with so many lanes: noted down in place of being run."""
     names = ("order_parameters", "kuramoto", "kuramoto_long", "bistable_coupling")
-    modules = {name: importlib.import_module(f"kssm_kernels.triton.{name}") for name in names}
+    modules: list[Any] = [importlib.import_module(f"kssm_kernels.triton.{name}") for name in names]
     found: list[Launch] = []
 
     def record(kernel: Any, grid: Any, on: Tensor, *args: Any, **meta: Any) -> None:
@@ -38,23 +40,20 @@ def _triton_launches(lanes: int) -> list[Launch]:
         owner = kernel.fn.__module__.rsplit(".", 1)[1].removesuffix("_long")
         found.append((f"{owner}{kernel.fn.__name__.removesuffix('_kernel')}", kernel, args, meta))
 
-    before, asked = {name: module.launch for name, module in modules.items()}, _launch.lanes
-    kuramoto: Any = modules["kuramoto"]
+    before = [(module, module.launch) for module in modules]
+    asked, kuramoto = _launch.lanes, modules[1]
     try:
-        for module in modules.values():
-            module.launch = record  # type: ignore[attr-defined]  # put back below
+        for module in modules:
+            module.launch = record
         _launch.lanes = kuramoto.lanes = lambda: lanes
-        for case in CASES:
-            for dtype in (torch.float32, torch.bfloat16):
-                case.call(modules.__getitem__, case.rows, dtype)
+        yield found
     finally:
         _launch.lanes = kuramoto.lanes = asked
-        for name, module in modules.items():
-            module.launch = before[name]  # type: ignore[attr-defined]  # what it was
-    return found
+        for module, launch in before:
+            module.launch = launch
 
 
-def _triton_source(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
+def source_of(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> tuple[Any, dict[str, Any], str]:
     """Source and options as a launch with these arguments compiles them, and a key that tells compilations apart."""
     from triton.compiler import ASTSource
 
@@ -82,11 +81,19 @@ def _triton_source(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> 
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), options, key
 
 
+def _module(name: str) -> Any:
+    return importlib.import_module(f"kssm_kernels.triton.{name}")
+
+
 def _triton_kernels(lanes: int) -> list[tuple[str, Any, dict[str, Any]]]:
     """Label, source and options of each different compilation."""
     found: dict[str, tuple[str, Any, dict[str, Any]]] = {}
-    for name, kernel, args, meta in _triton_launches(lanes):
-        source, options, key = _triton_source(kernel, args, meta)
+    with recorded(lanes) as launches:
+        for case in CASES:
+            for dtype in (torch.float32, torch.bfloat16):
+                case.call(_module, case.rows, dtype)
+    for name, kernel, args, meta in launches:
+        source, options, key = source_of(kernel, args, meta)
         dtype = next(a for a in args if isinstance(a, Tensor)).dtype
         found.setdefault(key, (f"{name}, {str(dtype).removeprefix('torch.')}", source, options))
     return list(found.values())

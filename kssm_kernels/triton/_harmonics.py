@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kssm_kernels.triton._phase import sincos
+from kssm_kernels.triton._phase import as_float, sincos
 
 
 def groups_of(harmonics: int) -> int:
@@ -70,8 +70,9 @@ def add_harmonics(theta, live, sums_c, sums_s, groups, HP: tl.constexpr):
 def put_features(features, row, live_row, sums_c, sums_s, n, HARMONICS: tl.constexpr, HP: tl.constexpr):
     """C, S and M of rows ``row [ROWS]`` from their sums."""
     h = tl.arange(0, HP)[None, :]
-    c = tl.div_rn(sums_c, n.to(tl.float32))
-    s = tl.div_rn(sums_s, n.to(tl.float32))
+    size = as_float(n)
+    c = tl.div_rn(sums_c, size)
+    s = tl.div_rn(sums_s, size)
     m = tl.sqrt_rn(tl.fma(c, c, tl.fma(s, s, 1e-8)))
     at = features + row[:, None] * (3 * HARMONICS) + h
     mask = live_row[:, None] & (h < HARMONICS)
@@ -102,7 +103,7 @@ def harmonics_adjoint(theta, features, g_features, row, live_row, size, groups, 
     """dL/d theta [ROWS, BLOCK] through the features of rows ``row [ROWS]`` of ``size`` oscillators."""
     at = row[:, None] * (3 * HARMONICS)
     live = live_row[:, None]
-    scale = tl.div_rn(1.0, size.to(tl.float32))
+    scale = tl.div_rn(1.0, as_float(size))
     c1, s1, c2, s2, c5, s5, cb, sb = _powers(theta, live)
     g = theta * 0.0
     for k in range(groups):

@@ -34,6 +34,12 @@ ANGLE_UNIT = tl.constexpr(float.fromhex("0x1.921fb6p-24"))  # pi/2 / 2^24
 
 
 @triton.jit
+def as_float(n):
+    """A scalar argument as [1] float32: Triton makes a constant of an argument that is 1, which has no ``.to``."""
+    return tl.zeros([1], tl.float32) + n
+
+
+@triton.jit
 def _pick(word, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, d: tl.constexpr, e: tl.constexpr):
     """The word-th of five words."""
     low = tl.where(word == 0, a, tl.where(word == 1, b, c))
@@ -123,7 +129,8 @@ def normals(row, j, step, seed_low, seed_high):
     Every element computes its whole block of four and keeps one: 40 integer operations, against 26 for sharing a block
     among eight threads, of which 16 would be issue slots of shuffles.
     """
-    seed = (seed_high.to(tl.uint32).to(tl.uint64) << 32) | seed_low.to(tl.uint32).to(tl.uint64)
+    low = (tl.zeros([1, 1], tl.int32) + seed_low).to(tl.uint32).to(tl.uint64)
+    seed = ((tl.zeros([1, 1], tl.int32) + seed_high).to(tl.uint32).to(tl.uint64) << 32) | low
     zero = (row * 0 + j * 0).to(tl.uint32)
     block = (8 * (j // 32) + j % 8).to(tl.uint32) + zero
     w0, w1, w2, w3 = tl.philox(

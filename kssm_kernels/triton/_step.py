@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kssm_kernels.ops._update_gpu import Call, Rows
-from kssm_kernels.triton._phase import normals, sincos
+from kssm_kernels.triton._phase import as_float, normals, sincos
 
 # How a kernel reads an operand (constexpr): not there, a number, one number per row, one per oscillator.
 ABSENT, NUMBER, PER_ROW, PER_OSCILLATOR = -1, 0, 1, 2
@@ -54,7 +54,7 @@ def mean_field(x, live, n):
     s, c = sincos(x)
     s = tl.where(live, s, 0.0)
     c = tl.where(live, c, 0.0)
-    size = n.to(tl.float32)
+    size = as_float(n)
     return s, c, tl.div_rn(tl.sum(s, axis=1), size)[:, None], tl.div_rn(tl.sum(c, axis=1), size)[:, None]
 
 

@@ -20,6 +20,14 @@ def _load(params, at, mask):
 
 
 @triton.jit
+def _parameters(params, at, mask):
+    a, b = _load(params, at, mask), _load(params, at + 1, mask)
+    c, d = _load(params, at + 2, mask), _load(params, at + 3, mask)
+    e, f = _load(params, at + 4, mask), _load(params, at + 5, mask)
+    return a, b, c, d, e, f, _load(params, at + 6, mask), _load(params, at + 7, mask)
+
+
+@triton.jit
 def _latent(a, c, d, e, g, h, low, high):
     den = a * g - c * e + EPSILON
     raw = tl.div_rn(d * g - c * h, den)
@@ -32,10 +40,7 @@ def _forward_kernel(params, strength, latent, determinant, rows, low, high, ROWS
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     at = row * 10
-    a, b, c, d = (_load(params, at, live), _load(params, at + 1, live), _load(params, at + 2, live),
-                  _load(params, at + 3, live))  # fmt: skip
-    e, f, g, h = (_load(params, at + 4, live), _load(params, at + 5, live), _load(params, at + 6, live),
-                  _load(params, at + 7, live))  # fmt: skip
+    a, b, c, d, e, f, g, h = _parameters(params, at, live)
     den, raw, u, sigmoid = _latent(a, c, d, e, g, h, low, high)
     tl.store(strength + row, 2.0 * sigmoid, mask=live)
     tl.store(latent + row, u, mask=live)
@@ -47,10 +52,7 @@ def _backward_kernel(params, g_strength, g_latent, g_determinant, out, rows, low
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     at = row * 10
-    a, b, c, d = (_load(params, at, live), _load(params, at + 1, live), _load(params, at + 2, live),
-                  _load(params, at + 3, live))  # fmt: skip
-    e, f, g, h = (_load(params, at + 4, live), _load(params, at + 5, live), _load(params, at + 6, live),
-                  _load(params, at + 7, live))  # fmt: skip
+    a, b, c, d, e, f, g, h = _parameters(params, at, live)
     den, raw, u, sigmoid = _latent(a, c, d, e, g, h, low, high)
     g_k = _load(g_strength, row, live)
     g_u = _load(g_latent, row, live)

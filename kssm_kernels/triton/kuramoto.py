@@ -16,6 +16,7 @@ from torch import Tensor
 from kssm_kernels.ops._update_gpu import Call, End, Rows, Target, Targets
 from kssm_kernels.triton._harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
 from kssm_kernels.triton._launch import lanes, launch, power_of_two, tile_of, warps_of
+from kssm_kernels.triton._phase import as_float
 from kssm_kernels.triton._step import advance, call_arguments, gain, mean_field, pulls, read
 from kssm_kernels.triton.kuramoto_long import adjoint_step, adjoint_sums, segments_of, step
 
@@ -95,6 +96,7 @@ def _backward_kernel(
     live_part = part < parts
     j = tl.arange(0, BLOCK)[None, :]
     zero = tl.zeros([ROWS, BLOCK], tl.float32)
+    kept_stride = (tl.zeros([1, 1], tl.int64) + rows) * n
     t0, t1, t2, t3, t4 = zero, zero, zero, zero, zero
     for index in range(run):
         number = part * run + index
@@ -107,13 +109,13 @@ def _backward_kernel(
         a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
         d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
         start = theta + row * row_stride + j * column_stride
-        kept = states + row * n + j  # of the state before step s: (s - 1) rows n further on
+        kept = states + row * n + j  # of the state before step s: s - 1 strides further on
         x = tl.load(start, mask=live, other=0.0).to(tl.float32)
         for s in range(steps - 1):
             sine, cosine, z_s, z_c = mean_field(x, live, n)
             at = tl.zeros([1, 1], tl.int32) + first + s
             x = advance(x, sine, cosine, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE)
-            tl.store(kept + s * (rows * n), x, mask=live)
+            tl.store(kept + s * kept_stride, x, mask=live)
         tl.debug_barrier()  # a thread may read below what another has written
         g = zero
         if G_END:
@@ -149,13 +151,13 @@ def _backward_kernel(
                 t3 = gain(t3, g, gk, p, q, dt, row, j, at, seed_low, seed_high, 3)
             if T4 > 0:
                 t4 = gain(t4, g, gk, p, q, dt, row, j, at, seed_low, seed_high, 4)
-            size = n.to(tl.float32)
+            size = as_float(n)
             g_c = tl.div_rn(-tl.sum(gk * lag_s, axis=1), size)[:, None]
             g_s = tl.div_rn(tl.sum(gk * lag_c, axis=1), size)[:, None]
             g = tl.fma(-gk, q, g)
             g = tl.fma(g_s + zero, cosine, tl.fma(-g_c + zero, sine, g))
             if s > 1:
-                x = tl.load(kept + (s - 2) * (rows * n), mask=live, other=0.0).to(tl.float32)
+                x = tl.load(kept + (s - 2) * kept_stride, mask=live, other=0.0).to(tl.float32)
             elif s == 1:
                 x = tl.load(start, mask=live, other=0.0).to(tl.float32)
         if T0 == 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kssm_kernels.ops._update_gpu import Call, Targets
 from kssm_kernels.triton._launch import launch
-from kssm_kernels.triton._phase import sincos
+from kssm_kernels.triton._phase import as_float, sincos
 from kssm_kernels.triton._step import advance, call_arguments, gain, pulls, read
 
 SEGMENT = 4096
@@ -79,7 +79,7 @@ def _sums_kernel(
         gk, p, q, lag_s, lag_c = pulls(g, x, s, c, z_s, z_c, k, a, dt, LAG)
         sums_c -= gk * lag_s
         sums_s += gk * lag_c
-    scale = tl.div_rn(1.0, n.to(tl.float32))
+    scale = tl.div_rn(1.0, as_float(n))
     at = out + row * (2 * segments) + index % segments
     tl.store(at, tl.sum(sums_c, axis=1)[:, None] * scale)
     tl.store(at + segments, tl.sum(sums_s, axis=1)[:, None] * scale)
