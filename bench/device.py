@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,17 +72,24 @@ def _events(device: str) -> Callable[[Call, int], float]:
     return by_events
 
 
-def in_turn(calls: Mapping[str, Call], device: str, rounds: int) -> dict[str, Quantiles]:
-    """Microseconds per call of each, timed alternately."""
-    seconds = _events(device)
+def in_turn(
+    calls: Mapping[str, Call], context: Callable[[str], AbstractContextManager[object]], device: str, rounds: int
+) -> dict[str, Quantiles]:
+    """Microseconds per call of each, timed alternately, each turn in the context of its name."""
+    by_device = _events(device)
+
+    def seconds(name: str, count: int) -> float:
+        with context(name):
+            return by_device(calls[name], count)
+
     samples: dict[str, list[float]] = {name: [] for name in calls}
     counts = {}
-    for name, call in calls.items():
-        seconds(call, 2)  # compiles, tunes, allocates
-        counts[name] = max(1, min(100, int(TURN_SECONDS / max(1e-7, seconds(call, 2)))))
+    for name in calls:
+        seconds(name, 2)  # compiles, tunes, allocates
+        counts[name] = max(1, min(100, int(TURN_SECONDS / max(1e-7, seconds(name, 2)))))
     for _ in range(rounds):
-        for name, call in calls.items():
-            samples[name].append(1e6 * seconds(call, counts[name]))
+        for name in calls:
+            samples[name].append(1e6 * seconds(name, counts[name]))
     return {name: Quantiles.of(values) for name, values in samples.items()}
 
 

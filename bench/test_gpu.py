@@ -8,7 +8,8 @@ writes docs/gpu_performance.md. Without a device the cases are skipped, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from tests import gpu
 ROUNDS = 2 if SMOKE else 30
 COPIED = 1 << (16 if SMOKE else 28)  # bytes: larger than the caches of any device so far
 DTYPES = (torch.float32, torch.bfloat16)
-BACKENDS = ("cuda", "triton", "torch") if gpu.device() is None else gpu.backends_of(gpu.device() or "")
 
 
 @dataclass(frozen=True)
@@ -80,27 +80,31 @@ def _cases(rows: int, large: int) -> list[Case]:
 CASES = _cases(16, 4096) if SMOKE else _cases(4096, 10_000_000)
 
 
-def measure(case: Case, dtype: torch.dtype, backend: str, device: str) -> Row:
+def measure(case: Case, dtype: torch.dtype, served: Sequence[str], device: str) -> list[Row]:
+    """One row per backend, all timed in the same turns."""
     torch.manual_seed(0)
     theta = ((torch.rand(case.shape) * 2 - 1) * math.pi).to(device)
     grad = torch.randn(*case.shape[:-1], case.columns).to(device)
-    with use_backend(backend):
-        if case.shape[0] > 1:  # the formula in float64 cannot afford the longest ensemble
+    for backend in served if case.shape[0] > 1 else ():  # the formula in float64 cannot afford the longest ensemble
+        with use_backend(backend):
             check_op(case.name, case.ours, case.formula, theta, grad)
-        theta, grad = theta.to(dtype), grad.to(dtype)
-        functions = {"ours": case.ours, "eager": case.formula}
-        if not SMOKE:
-            functions["torch.compile"] = torch.compile(case.formula, dynamic=False)
-        if case.backward:
-            theta.requires_grad_()
-            calls = {name: forward_backward(f, (theta,), grad) for name, f in functions.items()}
-        else:
-            calls = {name: (lambda f=f: f(theta)) for name, f in functions.items()}
-        source = torch.empty(COPIED, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        times = in_turn({**calls, COPY: lambda: target.copy_(source)}, device, ROUNDS)
+    theta, grad = theta.to(dtype), grad.to(dtype)
+    functions = {**dict.fromkeys(served, case.ours), "eager": case.formula}
+    if not SMOKE:
+        functions["torch.compile"] = torch.compile(case.formula, dynamic=False)
+    if case.backward:
+        theta.requires_grad_()
+        calls = {name: forward_backward(f, (theta,), grad) for name, f in functions.items()}
+    else:
+        calls = {name: (lambda f=f: f(theta)) for name, f in functions.items()}
+    source = torch.empty(COPIED, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    calls[COPY] = lambda: target.copy_(source)
+    times = in_turn(calls, lambda name: use_backend(name) if name in served else nullcontext(), device, ROUNDS)
+    others = {name: times[name] for name in times if name not in served}
     name = case.name + (", forward and backward" if case.backward else ", forward")
-    return Row(name, str(dtype).removeprefix("torch."), backend, times, case.least_traffic(dtype), 2 * COPIED)
+    kind, least = str(dtype).removeprefix("torch."), case.least_traffic(dtype)
+    return [Row(name, kind, backend, {"ours": times[backend], **others}, least, 2 * COPIED) for backend in served]
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +118,18 @@ def rows() -> Iterator[list[Row]]:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.name}{', backward' if c.backward else ''}")
-def test_on_the_device(case: Case, dtype: torch.dtype, backend: str, rows: list[Row]) -> None:
-    rows.append(measure(case, dtype, backend, gpu.device_or_skip()))
+def test_on_the_device(case: Case, dtype: torch.dtype, rows: list[Row]) -> None:
+    device = gpu.device_or_skip()
+    rows += measure(case, dtype, gpu.backends_of(device), device)
 
 
 @pytest.mark.skipif(not SMOKE, reason="only a look at the machinery: KSSM_BENCH_SMOKE=1")
 def test_the_machinery_on_the_cpu(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    found = benchmark.pedantic(lambda: [measure(case, torch.float32, "torch", "cpu") for case in CASES], rounds=1)
+    found = benchmark.pedantic(
+        lambda: [row for case in CASES for row in measure(case, torch.float32, ("torch",), "cpu")], rounds=1
+    )
     write_page(found, "cpu", tmp_path / "page.md")
     lines = (tmp_path / "page.md").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + len(CASES)
