@@ -4,6 +4,8 @@ constant and one that 16 divides is known to be so: the interpreter, which runs 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,10 +27,11 @@ MORE = [
 seen: set[str] = set()
 
 
-def to_triton_ir(kernel: object, args: tuple[object, ...], meta: dict[str, object]) -> None:
+def to_triton_ir(kernel: Any, args: tuple[object, ...], meta: dict[str, object]) -> None:
     from triton._C.libtriton import ir
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import create_function_from_signature
 
     source, options, key = source_of(kernel, args, meta)
     if key in seen:
@@ -36,6 +39,9 @@ def to_triton_ir(kernel: object, args: tuple[object, ...], meta: dict[str, objec
     seen.add(key)
     target = GPUTarget("cuda", 90, 32)
     backend = make_backend(target)
+    # Triton binds the arguments in a function that it generates; one that has the name of a local of that function
+    # ("params") hides it, and the launch fails.
+    create_function_from_signature(kernel.signature, kernel.params, backend)(*args, **meta)
     parsed, context = backend.parse_options(options), ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)

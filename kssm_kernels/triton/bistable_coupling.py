@@ -15,16 +15,16 @@ EPSILON = tl.constexpr(1e-6)  # in the denominator of u_raw
 
 
 @triton.jit
-def _load(params, at, mask):
-    return tl.load(params + at, mask=mask, other=1.0).to(tl.float32)
+def _load(parameters, at, mask):
+    return tl.load(parameters + at, mask=mask, other=1.0).to(tl.float32)
 
 
 @triton.jit
-def _parameters(params, at, mask):
-    a, b = _load(params, at, mask), _load(params, at + 1, mask)
-    c, d = _load(params, at + 2, mask), _load(params, at + 3, mask)
-    e, f = _load(params, at + 4, mask), _load(params, at + 5, mask)
-    return a, b, c, d, e, f, _load(params, at + 6, mask), _load(params, at + 7, mask)
+def _parameters(parameters, at, mask):
+    a, b = _load(parameters, at, mask), _load(parameters, at + 1, mask)
+    c, d = _load(parameters, at + 2, mask), _load(parameters, at + 3, mask)
+    e, f = _load(parameters, at + 4, mask), _load(parameters, at + 5, mask)
+    return a, b, c, d, e, f, _load(parameters, at + 6, mask), _load(parameters, at + 7, mask)
 
 
 @triton.jit
@@ -36,11 +36,11 @@ def _latent(a, c, d, e, g, h, low, high):
 
 
 @triton.jit
-def _forward_kernel(params, strength, latent, determinant, rows, low, high, ROWS: tl.constexpr):
+def _forward_kernel(parameters, strength, latent, determinant, rows, low, high, ROWS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     at = row * 10
-    a, b, c, d, e, f, g, h = _parameters(params, at, live)
+    a, b, c, d, e, f, g, h = _parameters(parameters, at, live)
     den, raw, u, sigmoid = _latent(a, c, d, e, g, h, low, high)
     tl.store(strength + row, 2.0 * sigmoid, mask=live)
     tl.store(latent + row, u, mask=live)
@@ -48,11 +48,11 @@ def _forward_kernel(params, strength, latent, determinant, rows, low, high, ROWS
 
 
 @triton.jit
-def _backward_kernel(params, g_strength, g_latent, g_determinant, out, rows, low, high, ROWS: tl.constexpr):
+def _backward_kernel(parameters, g_strength, g_latent, g_determinant, out, rows, low, high, ROWS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     at = row * 10
-    a, b, c, d, e, f, g, h = _parameters(params, at, live)
+    a, b, c, d, e, f, g, h = _parameters(parameters, at, live)
     den, raw, u, sigmoid = _latent(a, c, d, e, g, h, low, high)
     g_k = _load(g_strength, row, live)
     g_u = _load(g_latent, row, live)
