@@ -5,16 +5,39 @@
 #include "parallel.h"
 #include "random_words.h"
 
+KSSM_NAMESPACE_BEGIN
+#if defined(__AVX512F__)
+KSSM_FN VecF larger(VecF x, VecF y) { return (VecF)_mm512_maskz_max_ps(0xffff, (__m512)x, (__m512)y); }
+KSSM_FN VecD larger(VecD x, VecD y) { return (VecD)_mm512_maskz_max_pd(0xff, (__m512d)x, (__m512d)y); }
+KSSM_FN VecF smaller(VecF x, VecF y) { return (VecF)_mm512_maskz_min_ps(0xffff, (__m512)x, (__m512)y); }
+KSSM_FN VecD smaller(VecD x, VecD y) { return (VecD)_mm512_maskz_min_pd(0xff, (__m512d)x, (__m512d)y); }
+#elif defined(__AVX2__)
+KSSM_FN VecF larger(VecF x, VecF y) { return (VecF)_mm256_max_ps((__m256)x, (__m256)y); }
+KSSM_FN VecD larger(VecD x, VecD y) { return (VecD)_mm256_max_pd((__m256d)x, (__m256d)y); }
+KSSM_FN VecF smaller(VecF x, VecF y) { return (VecF)_mm256_min_ps((__m256)x, (__m256)y); }
+KSSM_FN VecD smaller(VecD x, VecD y) { return (VecD)_mm256_min_pd((__m256d)x, (__m256d)y); }
+#else
+KSSM_FN VecF larger(VecF x, VecF y) { return x > y ? x : y; }
+KSSM_FN VecD larger(VecD x, VecD y) { return x > y ? x : y; }
+KSSM_FN VecF smaller(VecF x, VecF y) { return x < y ? x : y; }
+KSSM_FN VecD smaller(VecD x, VecD y) { return x < y ? x : y; }
+#endif
+KSSM_FN VecF truncated(VecF x) { return __builtin_convertvector(__builtin_convertvector(x, VecI), VecF); }
+KSSM_NAMESPACE_END
+
+// after the functions on vectors that these look up
 #include "../math/sign_split.h"
 #include "../math/state_rounding.h"
 
 KSSM_NAMESPACE_BEGIN
 
+template <> struct Unsigned<VecF> { using Type = VecU; };
+template <> struct Unsigned<VecD> { using Type = VecUL; };
+
 namespace {
 
-constexpr int64_t kStretch = 256;     // elements computed at a time; a block of the 8-bit states
-constexpr int64_t kPiece = 1 << 14;   // elements a thread takes at a time
-constexpr int64_t kAhead = 1024;       // bytes that each stream is prefetched ahead
+constexpr int64_t kStretch = 256;    // elements computed at a time; a block of the 8-bit states
+constexpr int64_t kPiece = 1 << 14;  // elements a thread takes at a time
 
 // A stretch of one tensor; spans of small tensors go to a thread together.
 struct Span {
@@ -23,10 +46,12 @@ struct Span {
 
 struct DynamicMap {
   float value[256];
-  DynamicMap() {
+  constexpr DynamicMap() : value() {
     for (int c = 0; c < 256; ++c) value[c] = static_cast<float>(dynamic_value(c));
   }
 };
+
+constexpr DynamicMap dynamic_map;
 
 template <class T> struct Stretch {
   T p[kStretch], before[kStretch], g[kStretch], positive[kStretch], negative[kStretch], temperature[kStretch];
@@ -43,10 +68,17 @@ KSSM_FN VecF load_as(const uint16_t* p) {
   __builtin_memcpy(&h, p, sizeof(h));
   return (VecF)(__builtin_convertvector(h, VecU) << 16);
 }
-KSSM_FN void store_as(uint16_t* p, VecF v) {
+KSSM_FN VecU rounded(VecF v) {  // as float_to_bfloat16
   const VecU u = (VecU)v;
-  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // as float_to_bfloat16
-  const VecB h = __builtin_convertvector((VecU)(v == v ? (VecI)rounded : VecI{} + 0x7fc0), VecB);
+  return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+KSSM_FN void store_as(uint16_t* p, VecF v) {
+  const VecB h = __builtin_convertvector((VecU)(v == v ? (VecI)rounded(v) : VecI{} + 0x7fc0), VecB);
+  __builtin_memcpy(p, &h, sizeof(h));
+}
+template <class T> KSSM_FN void store_mean(T* p, Vec<T> v) { store(p, v); }
+KSSM_FN void store_mean(uint16_t* p, VecF v) {  // no mean is NaN
+  const VecB h = __builtin_convertvector(rounded(v), VecB);
   __builtin_memcpy(p, &h, sizeof(h));
 }
 
@@ -60,27 +92,26 @@ template <class T> struct Streams {
 
 // P, S: what parameters and gradients, and the two means, lie in memory as.
 template <int MODE, bool TEMPERATURE, class P, class S, class T>
-double step_stretch(const SignSplitRule<T>& rule, T resistance, T one_step, const Streams<T>& s, int64_t count) {
+double step_stretch(const SignSplitRule<T>& shared, T resistance, T one_step, const Streams<T>& s, int64_t count) {
   using V = Vec<T>;
+  const SignSplitRule<T> rule = shared;  // a copy, which the stores below cannot be suspected to change
   V squares{};
   const V strength = splat<V>(resistance), common = splat<V>(one_step);
   P* const p = static_cast<P*>(s.p);
   const P* const g = static_cast<const P*>(s.g);
+  const T* const steps = s.step;
+  T* const temperature = s.temperature;
   S *const positive = static_cast<S*>(s.positive), *const negative = static_cast<S*>(s.negative);
   for (int64_t i = 0; i < count; i += kLanes<T>) {
-    __builtin_prefetch(p + i + kAhead / static_cast<int64_t>(sizeof(P)), 1);
-    __builtin_prefetch(g + i + kAhead / static_cast<int64_t>(sizeof(P)), 0);
-    __builtin_prefetch(positive + i + kAhead / static_cast<int64_t>(sizeof(S)), 1);
-    __builtin_prefetch(negative + i + kAhead / static_cast<int64_t>(sizeof(S)), 1);
     SignSplitElement<V> x{load_as(p + i), load_as(positive + i), load_as(negative + i), V{}};
-    if (TEMPERATURE) x.temperature = load(s.temperature + i);
+    if (TEMPERATURE) x.temperature = load(temperature + i);
     const V size =
-        sign_split_step<MODE, TEMPERATURE, V>(rule, strength, s.step ? load(s.step + i) : common, load_as(g + i), x);
+        sign_split_step<MODE, TEMPERATURE, V>(rule, strength, steps ? load(steps + i) : common, load_as(g + i), x);
     if (MODE == kConsolidate) squares = squares + size * size;
     store_as(p + i, x.p);
-    store_as(positive + i, x.positive);
-    store_as(negative + i, x.negative);
-    if (TEMPERATURE) store(s.temperature + i, x.temperature);
+    store_mean(positive + i, x.positive);
+    store_mean(negative + i, x.negative);
+    if (TEMPERATURE) store(temperature + i, x.temperature);
   }
   return MODE == kConsolidate ? static_cast<double>(lane_sum<T>(squares)) : 0.0;
 }
@@ -118,8 +149,9 @@ template <class T> class Stepper {
     state16_ = single && call.state_code == kBfloat16 && !call.stochastic_state;
     rule_ = {static_cast<T>(call.beta), static_cast<T>(1.0 - call.beta), static_cast<T>(call.kappa),
              static_cast<T>(call.eps), static_cast<T>(call.decay), static_cast<T>(call.cool),
-             static_cast<T>(call.heat), static_cast<T>(call.floor), static_cast<T>(1.0 - call.floor), T(call.maximize ? -1 : 1),
-             static_cast<T>(call.scale), T(call.lazy ? 0 : 1)};
+             static_cast<T>(call.heat), static_cast<T>(call.floor), static_cast<T>(1.0 - call.floor),
+             static_cast<T>(call.maximize ? -call.scale : call.scale), call.maximize || call.scale != 1.0,
+             call.eps != 0.0, call.decay != 0.0, call.lazy};
     one_step_ = static_cast<T>(call.lr) / static_cast<T>(call.cryo);
   }
 
@@ -185,7 +217,7 @@ template <class T> class Stepper {
   void read_state(const void* from, const float* scale, int64_t block, int64_t count, T* to) const {
     if (call_.state_code != kDynamic8) return read(call_.state_code, from, count, to);
     const uint8_t* codes = static_cast<const uint8_t*>(from);
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(map_.value[codes[i]] * scale[block]);
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(dynamic_map.value[codes[i]] * scale[block]);
     for (int64_t i = count; i < padded<T>(count); ++i) to[i] = T(0);
   }
 
@@ -193,24 +225,33 @@ template <class T> class Stepper {
   void write_state(void* to, float* scale, int64_t block, int64_t count, const T* from, const uint32_t* words,
                    Bits random) const {
     if (call_.state_code == kDynamic8) {
-      float top = 0.0f;
-      for (int64_t i = 0; i < count; ++i) {
-        const float x = static_cast<float>(from[i]);
-        top = x > top ? x : top;
-      }
-      scale[block] = top;
-      uint8_t* codes = static_cast<uint8_t*>(to);
-      const float over = top > 0.0f ? top : 1.0f;
-      for (int64_t i = 0; i < count; ++i) {
-        const float offset = call_.stochastic_state ? static_cast<float>(random(words[i])) * 0x1p-16f : 0.5f;
-        codes[i] = dynamic_code(static_cast<float>(from[i]) / over, offset);
-      }
+      write_codes(static_cast<uint8_t*>(to), scale[block], count, from, words, random);
     } else if (call_.stochastic_state && call_.state_code == kBfloat16) {
       uint16_t* target = static_cast<uint16_t*>(to);
       for (int64_t i = 0; i < count; ++i) target[i] = stochastic_bfloat16(static_cast<float>(from[i]), random(words[i]));
     } else {
       store_row<T>(call_.state_code, to, count, from);
     }
+  }
+
+  // Reads up to the next whole vector, as read_state wrote it.
+  template <class Bits>
+  void write_codes(uint8_t* to, float& scale, int64_t count, const T* from, const uint32_t* words, Bits random) const {
+    float x[kStretch], offset[kStretch];
+    for (int64_t i = 0; i < padded<T>(count); ++i) x[i] = static_cast<float>(from[i]);
+    for (int64_t i = padded<T>(count); i < padded<float>(count); ++i) x[i] = 0.0f;
+    for (int64_t i = 0; i < count; ++i)
+      offset[i] = call_.stochastic_state ? static_cast<float>(random(words[i])) * 0x1p-16f : 0.5f;
+    for (int64_t i = count; i < padded<float>(count); ++i) offset[i] = 0.0f;
+    VecF tops{};
+    for (int64_t i = 0; i < count; i += kLanes<float>) tops = load(x + i) > tops ? load(x + i) : tops;
+    float top = 0.0f;
+    for (int i = 0; i < kLanes<float>; ++i) top = tops[i] > top ? tops[i] : top;
+    scale = top;
+    const VecF over = splat<VecF>(top > 0.0f ? top : 1.0f);
+    for (int64_t i = 0; i < count; i += kLanes<float>)
+      store(x + i, dynamic_code<VecF>(load(x + i) / over, load(offset + i)));
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(static_cast<int32_t>(x[i]));
   }
 
   static void add_compensation(const SignSplitTensor& t, int64_t begin, int64_t count, Stretch<T>& work) {
@@ -253,7 +294,6 @@ template <class T> class Stepper {
   bool param16_, state16_;
   SignSplitRule<T> rule_;
   T one_step_;
-  DynamicMap map_;
 };
 
 template <class T> bool run(const SignSplitCall& call) {

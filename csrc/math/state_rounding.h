@@ -6,6 +6,8 @@
 
 KSSM_NAMESPACE_BEGIN
 
+KSSM_FN float truncated(float x) { return static_cast<float>(static_cast<int32_t>(x)); }
+
 // From one random word: 16 bits for the parameter, 16 for P, 16 for N (a multiplicative hash of all).
 KSSM_FN uint32_t bits_for_parameter(uint32_t word) { return word >> 16; }
 KSSM_FN uint32_t bits_for_positive(uint32_t word) { return word & 0xffffu; }
@@ -20,25 +22,32 @@ KSSM_FN uint16_t stochastic_bfloat16(float x, uint32_t random) {
 
 // Decade z of y in [0, 1], at most 7, holds 2^(7-z) codes, evenly spaced; y is its own top at 10^-z.
 // offset: 1/2 rounds to nearest, a uniform number in [0, 1) stochastically.
-KSSM_FN uint8_t dynamic_code(float y, float offset) {
-  float up = 1.0f, levels = 128.0f;
-  up = y <= 1e-1f ? 1e1f : up, levels = y <= 1e-1f ? 64.0f : levels;
-  up = y <= 1e-2f ? 1e2f : up, levels = y <= 1e-2f ? 32.0f : levels;
-  up = y <= 1e-3f ? 1e3f : up, levels = y <= 1e-3f ? 16.0f : levels;
-  up = y <= 1e-4f ? 1e4f : up, levels = y <= 1e-4f ? 8.0f : levels;
-  up = y <= 1e-5f ? 1e5f : up, levels = y <= 1e-5f ? 4.0f : levels;
-  up = y <= 1e-6f ? 1e6f : up, levels = y <= 1e-6f ? 2.0f : levels;
-  const bool last = y <= 1e-7f;  // evenly spaced from 0
-  up = last ? 1e7f : up, levels = last ? 1.0f : levels;
-  const float place = last ? y * up : (y * up - 0.1f) * 1.1111111f;
-  float k = place * levels + offset;
-  k = k > 0.0f ? k : 0.0f;
-  const int whole = static_cast<int>(k), most = static_cast<int>(levels);
-  return static_cast<uint8_t>(most - 1 + (whole < most ? whole : most));
+// A vector of them goes through this unchanged; the code comes as a number, from 0 to 255.
+template <class V> KSSM_FN V dynamic_code(V y, V offset) {
+  const auto number = [](float x) { return splat<V>(x); };
+  V up = number(1.0f), levels = number(128.0f);
+  const auto from_decade = [&](float top, float scale, float count) {
+    const auto below = y <= number(top);
+    up = below ? number(scale) : up;
+    levels = below ? number(count) : levels;
+  };
+  from_decade(1e-1f, 1e1f, 64.0f);
+  from_decade(1e-2f, 1e2f, 32.0f);
+  from_decade(1e-3f, 1e3f, 16.0f);
+  from_decade(1e-4f, 1e4f, 8.0f);
+  from_decade(1e-5f, 1e5f, 4.0f);
+  from_decade(1e-6f, 1e6f, 2.0f);
+  from_decade(1e-7f, 1e7f, 1.0f);
+  const V scaled = y * up;
+  // the last decade is evenly spaced from 0
+  const V place = levels == number(1.0f) ? scaled : (scaled - number(0.1f)) * number(1.1111111f);
+  V k = place * levels + offset;
+  k = k > V{} ? truncated(k) : V{};
+  return levels - number(1.0f) + (k < levels ? k : levels);
 }
 
 // The number of code c, in double, to be rounded to float32 once.
-inline double dynamic_value(int c) {
+constexpr double dynamic_value(int c) {
   if (c == 0) return 0.0;
   double top = 1.0;
   int levels = 128;

@@ -30,143 +30,164 @@ def advance(
     temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """New p, P, N and T, each ``[n]`` in the arithmetic dtype. step: lr / cryo, 0-dim or [n]; resistance: see Tensors."""
-    g = -gradient if hyper.maximize else gradient
+    g = gradient
     if hyper.grad_scale is not None:
         g = g / hyper.grad_scale.to(g)
-    fresh = 1.0 - hyper.beta
-    new_positive = hyper.beta * positive + fresh * torch.where(g > 0, g, 0.0)
-    new_negative = hyper.beta * negative + fresh * torch.where(g < 0, -g, 0.0)
-    opposite = torch.where(g > 0, new_negative, torch.where(g < 0, new_positive, 0.0))
+    if hyper.maximize:
+        g = -g
+    part = (1.0 - hyper.beta) * g
+    new_positive = hyper.beta * positive + part.clamp_min(0.0)
+    new_negative = hyper.beta * negative - part.clamp_max(0.0)
+    opposite = torch.where(g < 0, new_positive, new_negative)
+    lazy = hyper.lazy and MODES[hyper.mode] != "paper"
+    if not lazy:
+        opposite = torch.where(g != 0, opposite, 0.0)
+    difference = new_positive - new_negative
     weight = new_positive + new_negative + hyper.eps
-    weight = torch.where(weight > 0, weight, 1.0)
-    r = (new_positive - new_negative) / weight
+    if hyper.eps == 0:
+        weight = torch.where(weight > 0, weight, 1.0)  # both means 0: r is 0, not 0/0
     if hyper.mode == NORMALIZED:
-        u = r / (1.0 + resistance * opposite / weight)
+        u = difference / (weight + resistance * opposite)  # r / (1 + kappa D / weight) in one division
     else:
         u = g / (1.0 + resistance * opposite)
     live = g - g == 0
-    if hyper.lazy and MODES[hyper.mode] != "paper":
+    if lazy:
         live = live & (g != 0)
     if temperature is not None and hyper.temperature is not None:
         floor, cool, heat = hyper.temperature
-        t = (cool * temperature + heat * r.abs() * (1.0 - temperature)).clamp_max(1.0)
+        t = (cool * temperature + heat * (difference / weight).abs() * (1.0 - temperature)).clamp_max(1.0)
         temperature = torch.where(live, t, temperature)
         u = u * (floor + (1.0 - floor) * t)
-    moved = p - step * (u + hyper.weight_decay * p)
-    kept = (torch.where(live, a, b) for a, b in ((moved, p), (new_positive, positive), (new_negative, negative)))
-    return (*kept, temperature)
+    if hyper.weight_decay != 0:
+        u = u + hyper.weight_decay * p
+    kept = ((p - step * u, p), (new_positive, positive), (new_negative, negative))
+    return (*(torch.where(live, new, old) for new, old in kept), temperature)
 
 
-def _resistance(hyper: Hyper, t: Tensors, compute: torch.dtype) -> float | Tensor:
-    if t.rms is None:
-        return hyper.kappa
-    rms = t.rms.to(compute)
+def _resistance(hyper: Hyper, rms: Tensor) -> Tensor:
     return torch.where(rms > 0, hyper.kappa / torch.where(rms > 0, rms, 1.0), 0.0)
 
 
-def _step_sizes(hyper: Hyper, t: Tensors, compute: torch.dtype) -> Tensor:
+def _step_size(hyper: Hyper, t: Tensors, compute: torch.dtype) -> Tensor:
     lr = torch.as_tensor(hyper.lr, dtype=compute, device=t.p.device).reshape(())
     step = lr / torch.full_like(lr, hyper.cryo)
     return step if t.cryo is None else step / t.cryo.to(compute).repeat_interleave(t.row)
 
 
-class _Open:
-    """The numbers of one tensor in the arithmetic dtype, and how they go back to memory."""
+def _read_means(state: Sequence[Tensor], scales: Sequence[Tensor | None], compute: torch.dtype) -> Tensor:
+    if scales[0] is None:
+        return torch.cat(list(state)).to(compute)
+    return torch.cat([rounding.dequantized(s, c) for s, c in zip(state, scales, strict=True) if c is not None]).to(compute)
 
-    def __init__(self, hyper: Hyper, t: Tensors) -> None:
-        self.t, self.hyper = t, hyper
-        compute = torch.float64 if t.p.dtype == torch.float64 else torch.float32
-        self.compute = compute
-        self.p = t.p.to(compute)
-        if t.compensation is not None:
-            self.p = self.p + t.compensation.to(compute)
-        self.gradient = t.g.to(compute)
-        self.positive = self._read(t.positive, t.positive_scale)
-        self.negative = self._read(t.negative, t.negative_scale)
-        self.resistance, self.step = _resistance(hyper, t, compute), _step_sizes(hyper, t, compute)
 
-    def _read(self, state: Tensor, scale: Tensor | None) -> Tensor:
-        return state.to(self.compute) if scale is None else rounding.dequantized(state, scale).to(self.compute)
+def _copy(targets: Sequence[Tensor], values: Tensor) -> None:
+    parts = values.split([t.numel() for t in targets])
+    if len(targets) == 1:
+        targets[0].copy_(parts[0])
+    else:
+        torch._foreach_copy_(list(targets), list(parts))
 
-    def write(self, p: Tensor, positive: Tensor, negative: Tensor, temperature: Tensor | None) -> None:
-        t, words = self.t, None
-        if t.step is not None:
-            words = rounding.random_words(t.p.numel(), seed=self.hyper.seed, step=t.step, index=t.index)
-        if t.compensation is not None:
-            moved, stored = p != self.p, p.to(t.p.dtype)
-            lost = (p - stored.to(self.compute)).to(t.compensation.dtype)
-            t.compensation.copy_(torch.where(moved, lost, t.compensation))
-            t.p.copy_(torch.where(moved, stored, t.p))
-        elif t.p.dtype == torch.bfloat16 and self.hyper.param_rounding == "stochastic" and words is not None:
-            t.p.copy_(rounding.stochastic_bfloat16(p, rounding.bits_for_parameter(words)))
-        else:
-            t.p.copy_(p)
-        random = self.hyper.state_rounding == "stochastic" and words is not None
-        for state, scale, value, bits in (
-            (t.positive, t.positive_scale, positive, rounding.bits_for_positive),
-            (t.negative, t.negative_scale, negative, rounding.bits_for_negative),
-        ):
-            drawn = bits(words) if random and words is not None else None
-            if scale is not None:
-                codes, scales = rounding.quantized(value.to(torch.float32), drawn)
-                state.copy_(codes)
-                scale.copy_(scales)
-            elif state.dtype == torch.bfloat16 and drawn is not None:
-                state.copy_(rounding.stochastic_bfloat16(value.to(torch.float32), drawn))
-            else:
-                state.copy_(value)
-        if t.temperature is not None and temperature is not None:
-            t.temperature.copy_(temperature)
-        if t.rms is not None:
-            size = positive + negative
-            t.rms.copy_((size if size.device.type == "mps" else size.double()).square().mean().sqrt())
+
+def _write_means(
+    states: Sequence[Tensor], scales: Sequence[Tensor | None], value: Tensor, random: Tensor | None
+) -> None:
+    if scales[0] is not None:
+        sizes = [s.numel() for s in states]
+        drawn = [None] * len(sizes) if random is None else random.split(sizes)
+        for state, scale, x, bits in zip(states, scales, value.to(torch.float32).split(sizes), drawn, strict=True):
+            codes, new_scale = rounding.quantized(x, bits)
+            state.copy_(codes)
+            assert scale is not None
+            scale.copy_(new_scale)
+    elif random is not None and states[0].dtype == torch.bfloat16:
+        _copy(states, rounding.stochastic_bfloat16(value.to(torch.float32), random))
+    else:
+        _copy(states, value)
+
+
+def _together(tensors: Sequence[Tensors], hyper: Hyper) -> None:
+    """Steps tensors with one key (kssm_kernels/optim/_table.py) end to end, as if they were one."""
+    first = tensors[0]
+    compute = torch.float64 if first.p.dtype == torch.float64 else torch.float32
+    sizes = [t.p.numel() for t in tensors]
+
+    def joined(parts: Sequence[Tensor | None]) -> Tensor:
+        return torch.cat([x for x in parts if x is not None])
+
+    def per_element(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([v.expand(n) for v, n in zip(values, sizes, strict=True)])
+
+    resistance: float | Tensor = hyper.kappa
+    if first.rms is not None:
+        resistance = per_element([_resistance(hyper, t.rms.to(compute)) for t in tensors if t.rms is not None])
+    steps = [_step_size(hyper, t, compute) for t in tensors]
+    step = steps[0] if all(t.cryo is None for t in tensors) else per_element(steps)
+    p = joined([t.p for t in tensors]).to(compute)
+    if first.compensation is not None:
+        p = p + joined([t.compensation for t in tensors]).to(compute)
+    positive_scales, negative_scales = [t.positive_scale for t in tensors], [t.negative_scale for t in tensors]
+    new_p, positive, negative, temperature = advance(
+        hyper,
+        resistance,
+        step,
+        joined([t.g for t in tensors]).to(compute),
+        p,
+        _read_means([t.positive for t in tensors], positive_scales, compute),
+        _read_means([t.negative for t in tensors], negative_scales, compute),
+        None if first.temperature is None else joined([t.temperature for t in tensors]),
+    )
+    words = None
+    if first.step is not None:
+        drawn = ((t.step, t) for t in tensors if t.step is not None)
+        words = torch.cat([rounding.random_words(t.p.numel(), seed=hyper.seed, step=k, index=t.index) for k, t in drawn])
+    _write_parameters(tensors, hyper, new_p, new_p != p, words)
+    random = words if hyper.state_rounding == "stochastic" else None
+    of_positive, of_negative = (
+        (None, None) if random is None else (rounding.bits_for_positive(random), rounding.bits_for_negative(random))
+    )
+    _write_means([t.positive for t in tensors], positive_scales, positive, of_positive)
+    _write_means([t.negative for t in tensors], negative_scales, negative, of_negative)
+    if temperature is not None:
+        _copy([t.temperature for t in tensors if t.temperature is not None], temperature)
+    if first.rms is not None:
+        for t, size in zip(tensors, (positive + negative).split(sizes), strict=True):
+            wide = size if size.device.type == "mps" else size.double()
+            assert t.rms is not None
+            t.rms.copy_(wide.square().mean().sqrt())
+
+
+def _write_parameters(
+    tensors: Sequence[Tensors], hyper: Hyper, p: Tensor, moved: Tensor, words: Tensor | None
+) -> None:
+    first, targets = tensors[0], [t.p for t in tensors]
+    if first.compensation is not None:  # what did not move stays as it is, in its last bit too
+        buffers = [t.compensation for t in tensors if t.compensation is not None]
+        stored = p.to(torch.bfloat16)
+        lost = (p - stored.to(p.dtype)).to(torch.bfloat16)
+        _copy(targets, torch.where(moved, stored, torch.cat(targets)))
+        _copy(buffers, torch.where(moved, lost, torch.cat(buffers)))
+    elif words is not None and first.p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic":
+        _copy(targets, rounding.stochastic_bfloat16(p, rounding.bits_for_parameter(words)))
+    else:
+        _copy(targets, p)
 
 
 def single_tensor(tensors: Sequence[Tensors], hyper: Hyper) -> None:
     for t in tensors:
         if t.p.numel():
-            x = _Open(hyper, t)
-            x.write(*advance(hyper, x.resistance, x.step, x.gradient, x.p, x.positive, x.negative, t.temperature))
+            _together([t], hyper)
 
 
 def foreach(tensors: Sequence[Tensors], hyper: Hyper) -> None:
-    """All tensors (of one arithmetic dtype and device) end to end as one: the launches of one, whatever their number."""
+    """All tensors as one: the launches of one, whatever their number."""
     batch: list[Tensors] = []
     elements = 0
     for t in tensors:
         if elements + t.p.numel() > FOREACH_ELEMENTS and batch:
-            _concatenated(batch, hyper)
+            _together(batch, hyper)
             batch, elements = [], 0
         if t.p.numel():
             batch.append(t)
             elements += t.p.numel()
     if batch:
-        _concatenated(batch, hyper)
-
-
-def _concatenated(tensors: Sequence[Tensors], hyper: Hyper) -> None:
-    opened = [_Open(hyper, t) for t in tensors]
-    sizes = [t.p.numel() for t in tensors]
-
-    def per_element(values: Sequence[float | Tensor]) -> float | Tensor:
-        """A number all have in common stays one; otherwise each tensor's, once per element."""
-        if all(not isinstance(v, Tensor) for v in values):
-            return values[0]
-        return torch.cat([torch.as_tensor(v).expand(n) for v, n in zip(values, sizes, strict=True)])
-
-    same_step = all(t.cryo is None for t in tensors)
-    step = opened[0].step if same_step else per_element([x.step for x in opened])
-    heat = [t.temperature for t in tensors if t.temperature is not None]
-    results = advance(
-        hyper,
-        per_element([x.resistance for x in opened]),
-        torch.as_tensor(step),
-        torch.cat([x.gradient for x in opened]),
-        torch.cat([x.p for x in opened]),
-        torch.cat([x.positive for x in opened]),
-        torch.cat([x.negative for x in opened]),
-        torch.cat(heat) if heat else None,
-    )
-    parts = [[None] * len(sizes) if r is None else r.split(sizes) for r in results]
-    for x, p, positive, negative, temperature in zip(opened, *parts, strict=True):
-        x.write(p, positive, negative, temperature)  # type: ignore[arg-type]  # only the last may be None
+        _together(batch, hyper)
