@@ -97,6 +97,7 @@ class TestErrors:
     ):
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(sys.modules, "kssm.trainer")
+        monkeypatch.delattr(sys.modules["kssm"], "trainer")  # an import would leave another module there
         assert kssm("train", "--out", tmp_path / "run") == 2
         assert capfd.readouterr().err == f'kssm train: {module} is missing: pip install ".[train]" brings it\n'
 
