@@ -58,7 +58,7 @@ struct SignSplitTensor {
   const float* cryo;     // one per row; null: all 1
   float* rms;            // of P + N, read and written in consolidate
   const int64_t* step;   // counter of the random words
-  int64_t n, row, index;  // elements, elements of a row, number of the tensor's random stream
+  int64_t n, row, stream;  // elements, elements of a row, number of its random stream
 };
 
 enum { kDynamic8 = 4 };  // of state_code, beside the dtypes of memory.h

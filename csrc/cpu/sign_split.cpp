@@ -189,7 +189,7 @@ template <class T> class Stepper {
       read_state(negative, t.negative_scale, block, count, work.negative);
     }
     if (temperature && !whole) read(code_of<T>(), temperature, count, work.temperature);
-    if (call_.stochastic_state || call_.stochastic_param) fill_words(t.index, *t.step, call_.seed, begin, count, work.words);
+    if (call_.stochastic_state || call_.stochastic_param) fill_words(t.stream, *t.step, call_.seed, begin, count, work.words);
     const Streams<T> s = {direct ? p : work.p,
                           direct_states ? positive : work.positive,
                           direct_states ? negative : work.negative,

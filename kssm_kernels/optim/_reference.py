@@ -29,7 +29,7 @@ def advance(
     negative: Tensor,
     temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """New p, P, N and T, each ``[n]`` in the arithmetic dtype. step: lr / cryo, 0-dim or [n]; resistance: see Tensors."""
+    """New p, P, N and T, each ``[n]`` in the arithmetic dtype. step: lr / cryo, 0-dim or [n]."""
     g = gradient
     if hyper.grad_scale is not None:
         g = g / hyper.grad_scale.to(g)
@@ -46,10 +46,9 @@ def advance(
     weight = new_positive + new_negative + hyper.eps
     if hyper.eps == 0:
         weight = torch.where(weight > 0, weight, 1.0)  # both means 0: r is 0, not 0/0
-    if hyper.mode == NORMALIZED:
-        u = difference / (weight + resistance * opposite)  # r / (1 + kappa D / weight) in one division
-    else:
-        u = g / (1.0 + resistance * opposite)
+    # normalized: r / (1 + kappa D / weight) in one division
+    top, base = (difference, weight) if hyper.mode == NORMALIZED else (g, 1.0)
+    u = top / (base + resistance * opposite)
     live = g - g == 0
     if lazy:
         live = live & (g != 0)
@@ -60,8 +59,8 @@ def advance(
         u = u * (floor + (1.0 - floor) * t)
     if hyper.weight_decay != 0:
         u = u + hyper.weight_decay * p
-    kept = ((p - step * u, p), (new_positive, positive), (new_negative, negative))
-    return (*(torch.where(live, new, old) for new, old in kept), temperature)
+    p = torch.where(live, p - step * u, p)
+    return p, torch.where(live, new_positive, positive), torch.where(live, new_negative, negative), temperature
 
 
 def _resistance(hyper: Hyper, rms: Tensor) -> Tensor:
@@ -77,11 +76,13 @@ def _step_size(hyper: Hyper, t: Tensors, compute: torch.dtype) -> Tensor:
 def _read_means(state: Sequence[Tensor], scales: Sequence[Tensor | None], compute: torch.dtype) -> Tensor:
     if scales[0] is None:
         return torch.cat(list(state)).to(compute)
-    return torch.cat([rounding.dequantized(s, c) for s, c in zip(state, scales, strict=True) if c is not None]).to(compute)
+    return torch.cat([rounding.dequantized(s, c) for s, c in zip(state, scales, strict=True) if c is not None]).to(
+        compute
+    )
 
 
 def _copy(targets: Sequence[Tensor], values: Tensor) -> None:
-    parts = values.split([t.numel() for t in targets])
+    parts = torch.split(values, [t.numel() for t in targets])
     if len(targets) == 1:
         targets[0].copy_(parts[0])
     else:
@@ -93,8 +94,10 @@ def _write_means(
 ) -> None:
     if scales[0] is not None:
         sizes = [s.numel() for s in states]
-        drawn = [None] * len(sizes) if random is None else random.split(sizes)
-        for state, scale, x, bits in zip(states, scales, value.to(torch.float32).split(sizes), drawn, strict=True):
+        drawn = [None] * len(sizes) if random is None else torch.split(random, sizes)
+        for state, scale, x, bits in zip(
+            states, scales, torch.split(value.to(torch.float32), sizes), drawn, strict=True
+        ):
             codes, new_scale = rounding.quantized(x, bits)
             state.copy_(codes)
             assert scale is not None
@@ -139,7 +142,9 @@ def _together(tensors: Sequence[Tensors], hyper: Hyper) -> None:
     words = None
     if first.step is not None:
         drawn = ((t.step, t) for t in tensors if t.step is not None)
-        words = torch.cat([rounding.random_words(t.p.numel(), seed=hyper.seed, step=k, index=t.index) for k, t in drawn])
+        words = torch.cat(
+            [rounding.random_words(t.p.numel(), seed=hyper.seed, step=k, index=t.stream) for k, t in drawn]
+        )
     _write_parameters(tensors, hyper, new_p, new_p != p, words)
     random = words if hyper.state_rounding == "stochastic" else None
     of_positive, of_negative = (
@@ -150,15 +155,13 @@ def _together(tensors: Sequence[Tensors], hyper: Hyper) -> None:
     if temperature is not None:
         _copy([t.temperature for t in tensors if t.temperature is not None], temperature)
     if first.rms is not None:
-        for t, size in zip(tensors, (positive + negative).split(sizes), strict=True):
+        for t, size in zip(tensors, torch.split(positive + negative, sizes), strict=True):
             wide = size if size.device.type == "mps" else size.double()
             assert t.rms is not None
             t.rms.copy_(wide.square().mean().sqrt())
 
 
-def _write_parameters(
-    tensors: Sequence[Tensors], hyper: Hyper, p: Tensor, moved: Tensor, words: Tensor | None
-) -> None:
+def _write_parameters(tensors: Sequence[Tensors], hyper: Hyper, p: Tensor, moved: Tensor, words: Tensor | None) -> None:
     first, targets = tensors[0], [t.p for t in tensors]
     if first.compensation is not None:  # what did not move stays as it is, in its last bit too
         buffers = [t.compensation for t in tensors if t.compensation is not None]

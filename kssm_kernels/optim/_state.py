@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -99,14 +99,11 @@ def tensors_of(p: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, 
 
 def share_rms(p: Tensor, state: Mapping[str, Any]) -> None:
     """rms over a whole DTensor from those of its shards: one number per parameter to all processes."""
-    from torch.distributed._tensor import DTensor, Replicate  # as in _tensors.is_dtensor
-    from torch.distributed._tensor.placement_types import Partial
-
-    shard: Any = p
+    module, shard = _tensors.distributed_tensors(), cast(Any, p)
     here = shard.to_local().numel()
     squares = state["rms"].double().square() * here
-    parts = [Partial() if placement.is_shard() else Replicate() for placement in shard.placements]
-    total: Any = DTensor.from_local(squares, shard.device_mesh, parts, run_check=False)
+    parts = [module.Partial() if placement.is_shard() else module.Replicate() for placement in shard.placements]
+    total: Any = module.DTensor.from_local(squares, shard.device_mesh, parts, run_check=False)
     state["rms"].copy_((total.full_tensor() / max(1, p.numel())).sqrt())
 
 

@@ -15,7 +15,7 @@ from kssm_kernels.optim._tensors import Tensors
 # 8 bytes each: SignSplitTensor in csrc/cpu/kernels.h. Addresses are 0 where a step has no such tensor.
 FIELDS = (
     "p", "g", "positive", "negative", "temperature", "compensation", "positive_scale", "negative_scale",
-    "cryo", "rms", "step", "n", "row", "index",
+    "cryo", "rms", "step", "n", "row", "stream",
 )  # fmt: skip
 GRADIENT = FIELDS.index("g")
 
@@ -70,8 +70,8 @@ class Plan:
     options: tuple[Any, ...]
     params: list[Tensor]
     states: list[dict[str, Any]]
-    layouts: list[tuple[torch.dtype, tuple[int, ...], int, int, int]]  # of g: dtype, stride; addresses of p, P, N
-    others: list[tuple[dict[str, Any], int, list[tuple[str, Tensor]]]]
+    layouts: list[tuple[Any, ...]]  # of g: dtype, stride; addresses of p, P, N; number of tensors of state
+    others: list[tuple[dict[str, Any], str, Tensor]]  # state that few parameters have
     runs: list[tuple[list[int], Table, Callable[..., None]]]
 
     def renewed(self, options: tuple[Any, ...], params: Sequence[Tensor]) -> bool:
@@ -91,14 +91,14 @@ class Plan:
                     p.data_ptr(),
                     state["positive"].data_ptr(),
                     state["negative"].data_ptr(),
+                    len(state),
                 )
                 != layout
             ):
                 return False
             gradients.append(g.data_ptr())
-        for state, size, tensors in self.others:
-            if len(state) != size or any(state.get(name) is not tensor for name, tensor in tensors):
-                return False
+        if any(state.get(name) is not tensor for state, name, tensor in self.others):
+            return False
         for positions, table, _ in self.runs:
             table.point_at([gradients[i] for i in positions])
         return True

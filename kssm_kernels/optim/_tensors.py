@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ class Tensors(NamedTuple):
     p, g: the parameter (or a dense copy of it) and its gradient. positive, negative: the means P and N, or their 8-bit
     codes, with ``[ceil(n / 256)]`` scales. temperature: in the arithmetic dtype. compensation: bfloat16. cryo: float32
     ``[n / row]``. rms: float32, 0-dim, of P + N of the previous step; it makes the resistance kappa / rms. step: int64,
-    0-dim, the counter of the random words. index: the number of the parameter's random stream.
+    0-dim, the counter of the random words. stream: the number of the parameter's random stream.
     """
 
     p: Tensor
@@ -34,16 +36,20 @@ class Tensors(NamedTuple):
     rms: Tensor | None
     step: Tensor | None
     row: int
-    index: int
+    stream: int
+
+
+def distributed_tensors() -> Any:
+    """The module of DTensor and its placements, which was private until torch 2.5."""
+    public = importlib.import_module("torch.distributed.tensor")
+    return public if hasattr(public, "DTensor") else importlib.import_module("torch.distributed._tensor")
 
 
 def is_dtensor(t: Tensor) -> bool:
     """Whether t is a DTensor; does not import torch.distributed for tensors that are not."""
     if type(t) in (Tensor, torch.nn.Parameter):
         return False
-    from torch.distributed._tensor import DTensor  # torch.distributed.tensor from 2.5 on; this name serves all
-
-    return isinstance(t, DTensor)
+    return isinstance(t, distributed_tensors().DTensor)
 
 
 def local(t: Tensor) -> Tensor:
@@ -113,7 +119,7 @@ def check_memory(params: Sequence[Tensor]) -> None:
         begin = t.data_ptr()
         spans.append((str(t.device), begin, begin + (last + 1) * t.element_size(), i, t))
     spans.sort(key=lambda span: span[:4])
-    for (device, _, end, i, t), (next_device, begin, _, j, other) in zip(spans, spans[1:], strict=False):
+    for (device, _, end, i, t), (next_device, begin, _, j, other) in itertools.pairwise(spans):
         if device != next_device or begin >= end:
             continue
         if (is_dense(t) and is_dense(other)) or bool(torch.isin(_elements(t), _elements(other)).any()):

@@ -1,6 +1,7 @@
 """Sign-split EMA: an optimizer with one running mean of the gradient's magnitude per sign.
 
-    g = gradient (negated for maximize, divided by a GradScaler's scale);  live = |g| < inf and (paper or not lazy or g != 0)
+    g = gradient, negated for maximize, divided by a GradScaler's scale
+    live = |g| < inf and (paper or not lazy or g != 0)
     P <- b P + (1-b) max(g, 0),   N <- b N + (1-b) max(-g, 0)
     D = N if g > 0, P if g < 0, 0 if g = 0,     S = P + N,     r = (P - N) / (S + eps)
     paper:        u = g / (1 + kappa D)
@@ -9,9 +10,9 @@
     temperature:  T <- clamp(cool T + heat |r| (1 - T), 0, 1),  u <- u (floor + (1 - floor) T)
     p <- p - lr (u + weight_decay p) / cryo
 
-An element that is not live keeps p, P, N and T. P - N is the EMA of g, Adam's first moment, and S that of |g|: r lies in
-[-1, 1], needs neither bias correction nor a step counter, and does not depend on the scale of the gradient.
-"""  # noqa: E501  # one equation a line
+An element that is not live keeps p, P, N and T. P - N is the EMA of g, Adam's first moment, and S that of |g|: r
+lies in [-1, 1], needs neither bias correction nor a step counter, and does not depend on the scale of the gradient.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def _bump(params: list[Tensor]) -> None:
 
 
 def _kernel(p: Tensor) -> Callable[..., None] | None:
-    """The kernel that serves a parameter: an explicitly chosen backend's, the best of its device, None for pure torch."""
+    """The kernel that serves a parameter: of the backend asked for, the best of its device; None: pure torch."""
     backend = backends.select(OP, p)
     if backend == "cpu":
         return _cpu.step
@@ -100,7 +101,7 @@ class SignSplitEMA(torch.optim.Optimizer):
             scale per 256 elements, for parameters of 4096 elements or more (float32 for smaller ones).
         foreach: all tensors of a group end to end through torch operators; False and not fused: one tensor at a time.
         fused: one kernel for all tensors. None: where one serves, as :func:`kssm_kernels.explain` says. True: or raise.
-        cryo: at least 1; divides the step of the whole group. ``state[p]["cryo"]``, float32 ``[rows]``, does row by row.
+        cryo: at least 1; divides the step of the whole group. ``state[p]["cryo"]``, float32 ``[rows]``, row by row.
         param_rounding: of bfloat16 parameters: ``"nearest"``, ``"stochastic"`` or ``"kahan"`` (with a buffer).
         state_rounding: of bfloat16 and 8-bit means: ``"nearest"`` or ``"stochastic"``. Nearest stalls for b above 0.99.
         seed: of stochastic rounding; the random number of an element depends on seed, step and place alone.
@@ -227,8 +228,8 @@ class SignSplitEMA(torch.optim.Optimizer):
         self._step_groups()
         return loss
 
-    # torch.compiler.disable would import the compiler with this module, in a second; torch's own optimizers use this one
-    @torch._disable_dynamo
+    # not torch.compiler.disable, which would import the compiler along with this module
+    @torch._disable_dynamo  # type: ignore[attr-defined]  # torch's own optimizers use it, private as it is
     def _step_groups(self) -> None:
         grad_scale, found_inf = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.device.type == "cpu" and float(found_inf):
@@ -241,7 +242,11 @@ class SignSplitEMA(torch.optim.Optimizer):
 
     def _step_group(self, number: int, group: dict[str, Any], params: list[Tensor], hyper: Hyper) -> None:
         plan = self._plans.get(number)
-        if plan is not None and plan.runs[0][2] is _implementation(group, params[0], True) and plan.renewed(_options(group), params):
+        if (
+            plan is not None
+            and plan.runs[0][2] is _implementation(group, params[0], True)
+            and plan.renewed(_options(group), params)
+        ):
             self._count(plan.states, hyper)
             for _, table, kernel in plan.runs:
                 kernel(table, hyper)
@@ -268,7 +273,7 @@ class SignSplitEMA(torch.optim.Optimizer):
                 (_reference.foreach if implementation == "foreach" else _reference.single_tensor)(these, hyper)
         plain = [_write_back(p, t, state) for p, t, state in zip(params, tensors, states, strict=True)]
         if all(plain) and len(runs) == len(buckets) > 0:
-            self._plans[number] = _plan(_options(group), params, states, runs)
+            self._plans[number] = _plan((*_options(group), chosen[0]), params, states, runs)
 
     def _numbers(self) -> dict[Tensor, int]:
         """Number of each parameter's random stream: its place in the optimizer."""
@@ -319,8 +324,6 @@ def _plan(
         assert p.grad is not None
         g = p.grad
         addresses = (p.data_ptr(), state["positive"].data_ptr(), state["negative"].data_ptr())
-        layouts.append((g.dtype, g.stride(), *addresses))
-        rest = [(name, t) for name, t in state.items() if name not in ("positive", "negative")]
-        if rest:
-            others.append((state, len(state), rest))
+        layouts.append((g.dtype, g.stride(), *addresses, len(state)))
+        others += [(state, name, t) for name, t in state.items() if name not in ("positive", "negative")]
     return _table.Plan(options, params, states, layouts, others, runs)
