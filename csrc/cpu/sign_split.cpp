@@ -44,13 +44,6 @@ struct Span {
   int64_t tensor, begin, count;
 };
 
-struct DynamicMap {
-  float value[256];
-  constexpr DynamicMap() : value() {
-    for (int c = 0; c < 256; ++c) value[c] = static_cast<float>(dynamic_value(c));
-  }
-};
-
 constexpr DynamicMap dynamic_map;
 
 template <class T> struct Stretch {

@@ -58,4 +58,11 @@ constexpr double dynamic_value(int c) {
   return levels == 1 ? top : top * (0.1 + 0.9 * (c + 1 - levels) / levels);
 }
 
+struct DynamicMap {
+  float value[256];
+  constexpr DynamicMap() : value() {
+    for (int c = 0; c < 256; ++c) value[c] = static_cast<float>(dynamic_value(c));
+  }
+};
+
 KSSM_NAMESPACE_END
