@@ -18,7 +18,7 @@ constexpr int kWords = 496;  // of an upload: with its other fields below the 4 
 struct Call {
   int64_t tensors, gradients, first, count, chunks;  // first: [count + 1], numbers of the tensors' first chunks
   int64_t param_code, grad_code, state_code, mode;
-  int64_t lazy, maximize, temperature, stochastic_param, stochastic_state, kahan;
+  int64_t lazy, maximize, temperature, stochastic_param, stochastic_state, kahan, rows;  // rows: some have cryo per row
   double lr, scale;  // where the addresses below are 0
   int64_t lr_at, lr_code, scale_at, scale_code, found_at, found_code;
   double beta, kappa, eps, decay, cryo, cool, heat, floor;
@@ -93,8 +93,8 @@ KSSM_DEVICE T advance(const SignSplitRule<T>& rule, T resistance, Run<T, V>& run
 }
 
 template <class T, int V>
-KSSM_DEVICE T advance(const Arguments<T>& a, const SignSplitRule<T>& rule, T resistance, Run<T, V>& run) {
-  switch (2 * a.mode + a.temperature) {
+KSSM_DEVICE T advance(const SignSplitRule<T>& rule, int mode, bool temperature, T resistance, Run<T, V>& run) {
+  switch (2 * mode + temperature) {
     case 2 * kPaper: return advance<kPaper, false>(rule, resistance, run);
     case 2 * kPaper + 1: return advance<kPaper, true>(rule, resistance, run);
     case 2 * kNormalized: return advance<kNormalized, false>(rule, resistance, run);
@@ -121,21 +121,23 @@ KSSM_DEVICE void row_steps(const TensorRow& t, T one_step, int64_t i, int64_t le
 }
 
 // Steps elements i .. i + V - 1 of a tensor. Returns the sum of (P + N)^2 in consolidate.
-template <class P, class S, class T>
+template <class P, class S, bool PLAIN, class T>
 KSSM_DEVICE T step_run(const Arguments<T>& a, const SignSplitRule<T>& rule, T resistance, T one_step,
                        const TensorRow& t, int64_t gradient, int64_t i) {
   constexpr int V = kRun<P, S>;
+  constexpr bool low_precision = !PLAIN && kCode<P> == kBFloat16;
+  const bool kahan = low_precision && a.kahan, random_param = low_precision && a.stochastic_param;
+  const bool random_means = !PLAIN && a.stochastic_state, temperature = !PLAIN && a.temperature;
   const int64_t left = t.n - i;
-  const bool kahan = kCode<P> == kBFloat16 && a.kahan, random_param = kCode<P> == kBFloat16 && a.stochastic_param;
   P* const p = element<P>(t.p, i);
-  const MeanRun positive{t.positive, t.positive_scale, a.state_code, i, left, a.stochastic_state};
-  const MeanRun negative{t.negative, t.negative_scale, a.state_code, i, left, a.stochastic_state};
+  const MeanRun positive{t.positive, t.positive_scale, PLAIN ? kCode<S> : a.state_code, i, left, random_means};
+  const MeanRun negative{t.negative, t.negative_scale, positive.code, i, left, random_means};
   Run<T, V> run{};
   load_run(p, 1, left, run.p);
-  load_coded_run<P>(a.grad_code, gradient, i, left, run.g);
+  load_coded_run<P>(PLAIN ? kCode<P> : a.grad_code, gradient, i, left, run.g);
   Means<S>::read(positive, run.positive);
   Means<S>::read(negative, run.negative);
-  if (a.temperature) load_run(element<const T>(t.temperature, i), 1, left, run.temperature);
+  if (temperature) load_run(element<const T>(t.temperature, i), 1, left, run.temperature);
   T before[V], lost[V];
   if (kahan) {
     load_coded_run<BFloat16>(kBFloat16, t.compensation, i, left, lost);
@@ -146,16 +148,15 @@ KSSM_DEVICE T step_run(const Arguments<T>& a, const SignSplitRule<T>& rule, T re
     }
   }
   uint32_t words[V] = {};
-  if (a.stochastic_param || a.stochastic_state)
-    random_words(a.seed, load(element<const int64_t>(t.step, 0)), t.stream, i, words);
-  if (t.cryo) {
+  if (random_param || random_means) random_words(a.seed, *element<const int64_t>(t.step, 0), t.stream, i, words);
+  if (!PLAIN && t.cryo) {
     row_steps(t, one_step, i, left, run.step);
   } else {
     KSSM_UNROLL
     for (int v = 0; v < V; ++v) run.step[v] = one_step;
   }
 
-  const T squares = advance(a, rule, resistance, run);
+  const T squares = advance(rule, a.mode, temperature, resistance, run);
 
   if (kahan) {
     KSSM_UNROLL
@@ -175,11 +176,20 @@ KSSM_DEVICE T step_run(const Arguments<T>& a, const SignSplitRule<T>& rule, T re
   store_run(p, left, run.p);
   Means<S>::write(positive, run.positive, words, [](uint32_t word) { return bits_for_positive(word); });
   Means<S>::write(negative, run.negative, words, [](uint32_t word) { return bits_for_negative(word); });
-  if (a.temperature) store_run(element<T>(t.temperature, i), left, run.temperature);
+  if (temperature) store_run(element<T>(t.temperature, i), left, run.temperature);
   return squares;
 }
 
-template <class P, class S> __global__ void __launch_bounds__(kThreads) step(const Arguments<Compute<P>> a) {
+// Blocks that a multiprocessor is promised room for, as a limit on registers: without the options fewer do.
+template <class P, class S, bool PLAIN> constexpr int kBlocks = (sizeof(Compute<P>) == 8  ? kRegisters255
+                                                                 : !PLAIN            ? kRegisters128
+                                                                 : kRun<P, S> == 4   ? kRegisters64
+                                                                                     : kRegisters80) / kThreads;
+
+// PLAIN: without temperature, cryo per row, random words, Kahan summation and foreign dtypes.
+// Fields of the row are read where they are used, from the cache: held in registers they take 28.
+template <class P, class S, bool PLAIN>
+__global__ void __launch_bounds__(kThreads, kBlocks<P, S, PLAIN>) step(const Arguments<Compute<P>> a) {
   using T = Compute<P>;
   constexpr int V = kRun<P, S>;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -187,7 +197,7 @@ template <class P, class S> __global__ void __launch_bounds__(kThreads) step(con
   if (chunk >= a.chunks || a.found_inf.get() != 0.0f) return;
   const int64_t number = tensor_of(chunk, a.first, a.count);
   KSSM_COUNT_LOADED(a.tensors + number, sizeof(TensorRow));
-  const TensorRow t = a.tensors[number];
+  const TensorRow& t = a.tensors[number];
   const int64_t begin = (chunk - a.first[number]) * kChunk, end = begin + kChunk < t.n ? begin + kChunk : t.n;
 
   SignSplitRule<T> rule = a.rule;
@@ -198,7 +208,7 @@ template <class P, class S> __global__ void __launch_bounds__(kThreads) step(con
   T squares = T(0);
   KSSM_ROLLED
   for (int64_t i = begin; i < end; i += kWarp * V)
-    squares += step_run<P, S>(a, rule, resistance, one_step, t, a.gradients[number], i + lane * V);
+    squares += step_run<P, S, PLAIN>(a, rule, resistance, one_step, t, a.gradients[number], i + lane * V);
   if (a.mode != kConsolidate) return;
   KSSM_UNROLL
   for (int offset = 1; offset < kWarp; offset *= 2) squares += shuffle_xor(squares, offset);
@@ -253,7 +263,9 @@ struct RunStep {
   template <class P, class S> int with_means() const {
     const Arguments<Compute<P>> a = arguments_of<Compute<P>>(call);
     const int64_t blocks = (call.chunks * kWarp + kThreads - 1) / kThreads;
-    const int error = launch(step<P, S>, blocks, kThreads, 0, stream, a);
+    const bool own = call.grad_code == call.param_code && call.state_code == kCode<S>;
+    const bool options = call.temperature || call.stochastic_param || call.stochastic_state || call.kahan || call.rows;
+    const int error = launch(own && !options ? step<P, S, true> : step<P, S, false>, blocks, kThreads, 0, stream, a);
     if (error || call.mode != kConsolidate) return error;
     return launch(sum_chunks, call.count, kSumThreads, team_sum_bytes<double>(kSumThreads), stream, a.tensors, a.first,
                   static_cast<const double*>(a.sums), a.found_inf);

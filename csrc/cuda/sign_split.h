@@ -20,6 +20,7 @@ struct Dynamic8 {  // a code of state_rounding.h; every 256 of them share a scal
 };
 constexpr int64_t kDynamic8 = 4;  // of state_code, beside Code
 constexpr int64_t kScaleBlock = 256;
+template <> inline constexpr int64_t kCode<Dynamic8> = kDynamic8;
 
 // Elements that a thread steps at once: 128 bits of the smaller of two types, and for the 8-bit means what makes a warp
 // hold the 256 that share a scale.

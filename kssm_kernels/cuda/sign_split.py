@@ -17,7 +17,7 @@ from kssm_kernels.optim._table import FIELDS, GRADIENT, Table
 AVAILABLE = True  # where it is not, the optimizer takes Triton on NVIDIA devices
 
 CHUNK = 512  # elements: kChunk in csrc/cuda/sign_split.cu
-_SIZE = FIELDS.index("n")
+_CRYO, _SIZE = FIELDS.index("cryo"), FIELDS.index("n")
 _ABSENT = (0.0, 0.0, 0.0)
 
 _Words = np.ndarray[Any, np.dtype[np.int64]]
@@ -48,11 +48,12 @@ def step(table: Table, hyper: Hyper) -> None:
         p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic",
         first.step is not None and hyper.state_rounding == "stochastic",
         first.compensation is not None,
+        bool(table.rows[:, _CRYO].any()),
         lr, scale, *lr_place, *scale_place, *found_place,
         hyper.beta, hyper.kappa, hyper.eps, hyper.weight_decay, hyper.cryo, cool, heat, floor,
         hyper.seed, sums.data_ptr(),
     )  # fmt: skip
-    call("sign_split", "15q2d6q8dQq", fields, p)
+    call("sign_split", "16q2d6q8dQq", fields, p)
 
 
 def _given(x: float | Tensor, p: Tensor) -> tuple[float, int, int]:
