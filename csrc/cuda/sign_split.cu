@@ -120,65 +120,82 @@ KSSM_DEVICE void row_steps(const TensorRow& t, T one_step, int64_t i, int64_t le
   }
 }
 
-// Steps elements i .. i + V - 1 of a tensor. Returns the sum of (P + N)^2 in consolidate.
-template <class P, class S, bool PLAIN, class T>
-KSSM_DEVICE T step_run(const Arguments<T>& a, const SignSplitRule<T>& rule, T resistance, T one_step,
-                       const TensorRow& t, int64_t gradient, int64_t i) {
-  constexpr int V = kRun<P, S>;
-  constexpr bool low_precision = !PLAIN && kCode<P> == kBFloat16;
-  const bool kahan = low_precision && a.kahan, random_param = low_precision && a.stochastic_param;
-  const bool random_means = !PLAIN && a.stochastic_state, temperature = !PLAIN && a.temperature;
-  const int64_t left = t.n - i;
-  P* const p = element<P>(t.p, i);
-  const MeanRun positive{t.positive, t.positive_scale, PLAIN ? kCode<S> : a.state_code, i, left, random_means};
-  const MeanRun negative{t.negative, t.negative_scale, positive.code, i, left, random_means};
-  Run<T, V> run{};
-  load_run(p, 1, left, run.p);
-  load_coded_run<P>(PLAIN ? kCode<P> : a.grad_code, gradient, i, left, run.g);
-  Means<S>::read(positive, run.positive);
-  Means<S>::read(negative, run.negative);
-  if (temperature) load_run(element<const T>(t.temperature, i), 1, left, run.temperature);
-  T before[V], lost[V];
-  if (kahan) {
-    load_coded_run<BFloat16>(kBFloat16, t.compensation, i, left, lost);
-    KSSM_UNROLL
-    for (int v = 0; v < V; ++v) {
-      before[v] = run.p[v];
-      run.p[v] = run.p[v] + lost[v];
-    }
+// What a thread steps at once, and where it lies.
+template <class P, class S, bool PLAIN> struct Work {
+  using T = Compute<P>;
+  static constexpr int V = kRun<P, S>;
+  static constexpr bool low_precision = !PLAIN && kCode<P> == kBFloat16;
+
+  KSSM_DEVICE Work(const Arguments<T>& arguments, const TensorRow& tensor, int64_t gradient_at, int64_t first)
+      : a(arguments), t(tensor), gradient(gradient_at), i(first), left(tensor.n - first),
+        kahan(low_precision && a.kahan), random_param(low_precision && a.stochastic_param),
+        random_means(!PLAIN && a.stochastic_state), temperature(!PLAIN && a.temperature),
+        positive{t.positive, t.positive_scale, PLAIN ? kCode<S> : a.state_code, i, left, random_means},
+        negative{t.negative, t.negative_scale, positive.code, i, left, random_means} {}
+
+  template <bool WHOLE> KSSM_DEVICE void read() {
+    load_elements<WHOLE, P>(kCode<P>, t.p, i, left, x.p);
+    load_elements<WHOLE, P>(PLAIN ? kCode<P> : a.grad_code, gradient, i, left, x.g);
+    Means<S>::template read<WHOLE>(positive, x.positive);
+    Means<S>::template read<WHOLE>(negative, x.negative);
+    if (temperature) load_elements<WHOLE, T>(kCode<T>, t.temperature, i, left, x.temperature);
+    if (kahan) load_elements<WHOLE, BFloat16>(kBFloat16, t.compensation, i, left, lost);
   }
+
+  template <bool WHOLE> KSSM_DEVICE void write() {
+    store_elements<WHOLE, P>(kCode<P>, t.p, i, left, x.p);
+    Means<S>::template write<WHOLE>(positive, x.positive, words, [](uint32_t w) { return bits_for_positive(w); });
+    Means<S>::template write<WHOLE>(negative, x.negative, words, [](uint32_t w) { return bits_for_negative(w); });
+    if (temperature) store_elements<WHOLE, T>(kCode<T>, t.temperature, i, left, x.temperature);
+    if (kahan) store_elements<WHOLE, BFloat16>(kBFloat16, t.compensation, i, left, lost);
+  }
+
+  // Returns the sum of (P + N)^2 in consolidate.
+  KSSM_DEVICE T step(const SignSplitRule<T>& rule, T resistance, T one_step) {
+    T before[V];
+    if (kahan) {
+      KSSM_UNROLL
+      for (int v = 0; v < V; ++v) {
+        before[v] = x.p[v];
+        x.p[v] = x.p[v] + lost[v];
+      }
+    }
+    if (random_param || random_means) random_words(a.seed, *element<const int64_t>(t.step, 0), t.stream, i, words);
+    if (!PLAIN && t.cryo) {
+      row_steps(t, one_step, i, left, x.step);
+    } else {
+      KSSM_UNROLL
+      for (int v = 0; v < V; ++v) x.step[v] = one_step;
+    }
+
+    const T squares = advance(rule, a.mode, temperature, resistance, x);
+
+    if (kahan) {
+      KSSM_UNROLL
+      for (int v = 0; v < V; ++v) {  // what did not move stays as it is, in its last bit too
+        const bool moved = x.p[v] != before[v] + lost[v];
+        const T stored = static_cast<T>(widen(narrow<BFloat16>(static_cast<float>(x.p[v]))));
+        lost[v] = moved ? x.p[v] - stored : lost[v];
+        x.p[v] = moved ? stored : before[v];
+      }
+    }
+    if (random_param) {
+      KSSM_UNROLL
+      for (int v = 0; v < V; ++v)
+        x.p[v] = static_cast<T>(on_bfloat16(static_cast<float>(x.p[v]), bits_for_parameter(words[v])));
+    }
+    return squares;
+  }
+
+  const Arguments<T>& a;
+  const TensorRow& t;
+  const int64_t gradient, i, left;
+  const bool kahan, random_param, random_means, temperature;
+  const MeanRun positive, negative;
+  Run<T, V> x{};
+  T lost[V] = {};
   uint32_t words[V] = {};
-  if (random_param || random_means) random_words(a.seed, *element<const int64_t>(t.step, 0), t.stream, i, words);
-  if (!PLAIN && t.cryo) {
-    row_steps(t, one_step, i, left, run.step);
-  } else {
-    KSSM_UNROLL
-    for (int v = 0; v < V; ++v) run.step[v] = one_step;
-  }
-
-  const T squares = advance(rule, a.mode, temperature, resistance, run);
-
-  if (kahan) {
-    KSSM_UNROLL
-    for (int v = 0; v < V; ++v) {  // what did not move stays as it is, in its last bit too
-      const bool moved = run.p[v] != before[v] + lost[v];
-      const T stored = static_cast<T>(widen(narrow<BFloat16>(static_cast<float>(run.p[v]))));
-      lost[v] = moved ? run.p[v] - stored : lost[v];
-      run.p[v] = moved ? stored : before[v];
-    }
-    store_coded_run<BFloat16>(kBFloat16, t.compensation, i, left, lost);
-  }
-  if (random_param) {
-    KSSM_UNROLL
-    for (int v = 0; v < V; ++v)
-      run.p[v] = static_cast<T>(on_bfloat16(static_cast<float>(run.p[v]), bits_for_parameter(words[v])));
-  }
-  store_run(p, left, run.p);
-  Means<S>::write(positive, run.positive, words, [](uint32_t word) { return bits_for_positive(word); });
-  Means<S>::write(negative, run.negative, words, [](uint32_t word) { return bits_for_negative(word); });
-  if (temperature) store_run(element<T>(t.temperature, i), left, run.temperature);
-  return squares;
-}
+};
 
 // Blocks that a multiprocessor is promised room for, as a limit on registers: without the options fewer do.
 template <class P, class S, bool PLAIN> constexpr int kBlocks = (sizeof(Compute<P>) == 8  ? kRegisters255
@@ -205,10 +222,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P, S, PLAIN>) step(const Arg
   const T rms = t.rms ? static_cast<T>(load(element<const float>(t.rms, 0))) : T(0);
   const T resistance = a.mode != kConsolidate ? rule.kappa : rms > T(0) ? rule.kappa / rms : T(0);
   const T one_step = a.lr.get() / a.cryo;
+  const int64_t gradient = a.gradients[number];
+  const bool aligned =
+      ((t.p | gradient | t.positive | t.negative | t.temperature | t.compensation) & (sizeof(uint4) - 1)) == 0;
   T squares = T(0);
   KSSM_ROLLED
-  for (int64_t i = begin; i < end; i += kWarp * V)
-    squares += step_run<P, S, PLAIN>(a, rule, resistance, one_step, t, a.gradients[number], i + lane * V);
+  for (int64_t i = begin; i < end; i += kWarp * V) {
+    // for the whole warp: loads then follow each other without a branch, all of them on their way at once
+    const bool whole = aligned && i + kWarp * V <= t.n;
+    Work<P, S, PLAIN> work(a, t, gradient, i + lane * V);
+    if (whole) work.template read<true>();
+    else work.template read<false>();
+    squares += work.step(rule, resistance, one_step);
+    if (whole) work.template write<true>();
+    else work.template write<false>();
+  }
   if (a.mode != kConsolidate) return;
   KSSM_UNROLL
   for (int offset = 1; offset < kWarp; offset *= 2) squares += shuffle_xor(squares, offset);

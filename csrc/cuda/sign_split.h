@@ -48,26 +48,80 @@ template <class T> KSSM_DEVICE void store_any(int64_t code, int64_t address, int
   }
 }
 
-template <class S, class T, int V>
-KSSM_DEVICE void load_coded_run(int64_t code, int64_t address, int64_t i, int64_t left, T (&x)[V]) {
+// ---- runs of elements ----
+
+// In PTX: the address comes from memory, and nothing else says that it is one of global memory.
+template <class S, int V> KSSM_DEVICE void load_bits(const S* p, S (&raw)[V]) {
+  KSSM_COUNT_LOADED(p, sizeof(raw));
+  if (sizeof(raw) == 8) {
+    const uint64_t word = load_word(p);
+    __builtin_memcpy(raw, &word, 8);
+    return;
+  }
+  KSSM_UNROLL
+  for (int i = 0; i < V; i += kVector<S>) {
+    const uint4 words = load_words(p + i);
+    __builtin_memcpy(raw + i, &words, 16);
+  }
+}
+
+template <class S, int V> KSSM_DEVICE void store_bits(S* p, const S (&raw)[V]) {
+  KSSM_COUNT_STORED(p, sizeof(raw));
+  if (sizeof(raw) == 8) {
+    uint64_t word;
+    __builtin_memcpy(&word, raw, 8);
+    return store_word(p, word);
+  }
+  KSSM_UNROLL
+  for (int i = 0; i < V; i += kVector<S>) {
+    uint4 words;
+    __builtin_memcpy(&words, raw + i, 16);
+    store_words(p + i, words);
+  }
+}
+
+// WHOLE: all V are there and lie on a multiple of 16 bytes; otherwise the first `left` one by one, and zeros.
+template <bool WHOLE, class S, int V> KSSM_DEVICE void load_raw(const S* p, int64_t left, S (&raw)[V]) {
+  if (WHOLE) return load_bits(p, raw);
+  KSSM_UNROLL
+  for (int v = 0; v < V; ++v) {
+    raw[v] = S{};
+    if (v >= left) continue;
+    KSSM_COUNT_LOADED(p + v, sizeof(S));
+    raw[v] = p[v];
+  }
+}
+
+template <bool WHOLE, class S, int V> KSSM_DEVICE void store_raw(S* p, int64_t left, const S (&raw)[V]) {
+  if (WHOLE) return store_bits(p, raw);
+  KSSM_UNROLL
+  for (int v = 0; v < V; ++v) {
+    if (v >= left) continue;
+    KSSM_COUNT_STORED(p + v, sizeof(S));
+    p[v] = raw[v];
+  }
+}
+
+template <bool WHOLE, class S, class T, int V>
+KSSM_DEVICE void load_elements(int64_t code, int64_t address, int64_t i, int64_t left, T (&x)[V]) {
   if (code == kCode<S>) {
-    Compute<S> raw[V];
-    load_run(element<const S>(address, i), 1, left, raw);
+    S raw[V];
+    load_raw<WHOLE>(element<const S>(address, i), left, raw);
     KSSM_UNROLL
-    for (int v = 0; v < V; ++v) x[v] = static_cast<T>(raw[v]);
+    for (int v = 0; v < V; ++v) x[v] = static_cast<T>(widen(raw[v]));
   } else {
     KSSM_UNROLL
     for (int v = 0; v < V; ++v) x[v] = v < left ? load_any<T>(code, address, i + v) : T(0);
   }
 }
 
-template <class S, class T, int V>
-KSSM_DEVICE void store_coded_run(int64_t code, int64_t address, int64_t i, int64_t left, const T (&x)[V]) {
+template <bool WHOLE, class S, class T, int V>
+KSSM_DEVICE void store_elements(int64_t code, int64_t address, int64_t i, int64_t left, const T (&x)[V]) {
   if (code == kCode<S>) {
-    Compute<S> raw[V];
+    S raw[V];
     KSSM_UNROLL
-    for (int v = 0; v < V; ++v) raw[v] = static_cast<Compute<S>>(x[v]);
-    store_run(element<S>(address, i), left, raw);
+    for (int v = 0; v < V; ++v) raw[v] = narrow<S>(static_cast<Compute<S>>(x[v]));
+    store_raw<WHOLE>(element<S>(address, i), left, raw);
   } else {
     KSSM_UNROLL
     for (int v = 0; v < V; ++v)
@@ -122,16 +176,16 @@ struct MeanRun {
 };
 
 template <class S> struct Means {
-  template <class T, int V> static KSSM_DEVICE void read(const MeanRun& run, T (&x)[V]) {
-    load_coded_run<S>(run.code, run.address, run.i, run.left, x);
+  template <bool WHOLE, class T, int V> static KSSM_DEVICE void read(const MeanRun& run, T (&x)[V]) {
+    load_elements<WHOLE, S>(run.code, run.address, run.i, run.left, x);
   }
-  template <class T, int V, class Bits>
+  template <bool WHOLE, class T, int V, class Bits>
   static KSSM_DEVICE void write(const MeanRun& run, T (&x)[V], const uint32_t (&words)[V], Bits random) {
     if (kCode<S> == kBFloat16 && run.stochastic) {
       KSSM_UNROLL
       for (int v = 0; v < V; ++v) x[v] = static_cast<T>(on_bfloat16(static_cast<float>(x[v]), random(words[v])));
     }
-    store_coded_run<S>(run.code, run.address, run.i, run.left, x);
+    store_elements<WHOLE, S>(run.code, run.address, run.i, run.left, x);
   }
 };
 
@@ -139,28 +193,16 @@ template <class S> struct Means {
 __device__ const DynamicMap dynamic_map = DynamicMap();
 
 template <> struct Means<Dynamic8> {
-  template <class T, int V> static KSSM_DEVICE void read(const MeanRun& run, T (&x)[V]) {
+  template <bool WHOLE, class T, int V> static KSSM_DEVICE void read(const MeanRun& run, T (&x)[V]) {
     static_assert(V * kWarp == kScaleBlock, "a warp's elements share a scale");
-    const uint8_t* const p = element<const uint8_t>(run.address, run.i);
     const float scale = load(element<const float>(run.scale, run.i / kScaleBlock));
-    uint8_t codes[V] = {};
-    if (run.left >= V && reinterpret_cast<uintptr_t>(p) % V == 0) {
-      KSSM_COUNT_LOADED(p, V);
-      const uint64_t word = *reinterpret_cast<const uint64_t*>(p);
-      __builtin_memcpy(codes, &word, V);
-    } else {
-      KSSM_UNROLL
-      for (int v = 0; v < V; ++v) {
-        if (v >= run.left) continue;
-        KSSM_COUNT_LOADED(p + v, 1);
-        codes[v] = p[v];
-      }
-    }
+    uint8_t codes[V];
+    load_raw<WHOLE>(element<const uint8_t>(run.address, run.i), run.left, codes);
     KSSM_UNROLL
     for (int v = 0; v < V; ++v) x[v] = static_cast<T>(dynamic_map.value[codes[v]] * scale);
   }
 
-  template <class T, int V, class Bits>
+  template <bool WHOLE, class T, int V, class Bits>
   static KSSM_DEVICE void write(const MeanRun& run, T (&x)[V], const uint32_t (&words)[V], Bits random) {
     float top = 0.0f;
     KSSM_UNROLL
@@ -175,20 +217,7 @@ template <> struct Means<Dynamic8> {
       const float code = dynamic_code<float>(static_cast<float>(x[v]) / over, offset);
       codes[v] = static_cast<uint8_t>(static_cast<int32_t>(code));
     }
-    uint8_t* const p = element<uint8_t>(run.address, run.i);
-    if (run.left >= V && reinterpret_cast<uintptr_t>(p) % V == 0) {
-      KSSM_COUNT_STORED(p, V);
-      uint64_t word;
-      __builtin_memcpy(&word, codes, V);
-      *reinterpret_cast<uint64_t*>(p) = word;
-    } else {
-      KSSM_UNROLL
-      for (int v = 0; v < V; ++v) {
-        if (v >= run.left) continue;
-        KSSM_COUNT_STORED(p + v, 1);
-        p[v] = codes[v];
-      }
-    }
+    store_raw<WHOLE>(element<uint8_t>(run.address, run.i), run.left, codes);
     if (threadIdx.x % kWarp == 0) store(element<float>(run.scale, run.i / kScaleBlock), top);
   }
 };
