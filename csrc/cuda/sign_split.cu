@@ -12,7 +12,7 @@ KSSM_NAMESPACE_BEGIN
 namespace {
 
 constexpr int64_t kChunk = 512;  // elements of a warp, as in kssm_kernels/cuda/sign_split.py
-constexpr int kSumThreads = 256, kSumsAtOnce = 8;
+constexpr int kSumThreads = 256, kSumsAtOnce = 16;
 constexpr int kWords = 496;  // of an upload: with its other fields below the 4 KiB of parameters that a launch may have
 
 struct Call {
@@ -27,7 +27,7 @@ struct Call {
 };
 
 struct Upload {
-  int64_t from, to, words;  // addresses on the host and on the device
+  int64_t from, to, words;  // addresses on the host and on the device, and how many words
 };
 
 struct Words {
@@ -198,10 +198,10 @@ template <class P, class S, bool PLAIN> struct Work {
 };
 
 // Blocks that a multiprocessor is promised room for, as a limit on registers: without the options fewer do.
-template <class P, class S, bool PLAIN> constexpr int kBlocks = (sizeof(Compute<P>) == 8  ? kRegisters255
-                                                                 : !PLAIN            ? kRegisters128
-                                                                 : kRun<P, S> == 4   ? kRegisters64
-                                                                                     : kRegisters80) / kThreads;
+template <class P, class S, bool PLAIN> constexpr int kBlocks = (sizeof(Compute<P>) == 8 ? kRegisters255
+                                                                 : !PLAIN                ? kRegisters128
+                                                                 : kRun<P, S> == 4       ? kRegisters64
+                                                                                         : kRegisters96) / kThreads;
 
 // PLAIN: without temperature, cryo per row, random words, Kahan summation and foreign dtypes.
 // Fields of the row are read where they are used, from the cache: held in registers they take 28.

@@ -53,52 +53,59 @@ template <class T> KSSM_DEVICE void store_any(int64_t code, int64_t address, int
 // In PTX: the address comes from memory, and nothing else says that it is one of global memory.
 template <class S, int V> KSSM_DEVICE void load_bits(const S* p, S (&raw)[V]) {
   KSSM_COUNT_LOADED(p, sizeof(raw));
-  if (sizeof(raw) == 8) {
+  if constexpr (sizeof(raw) == 8) {
     const uint64_t word = load_word(p);
     __builtin_memcpy(raw, &word, 8);
-    return;
-  }
-  KSSM_UNROLL
-  for (int i = 0; i < V; i += kVector<S>) {
-    const uint4 words = load_words(p + i);
-    __builtin_memcpy(raw + i, &words, 16);
+  } else {
+    KSSM_UNROLL
+    for (int i = 0; i < V; i += kVector<S>) {
+      const uint4 words = load_words(p + i);
+      __builtin_memcpy(raw + i, &words, 16);
+    }
   }
 }
 
 template <class S, int V> KSSM_DEVICE void store_bits(S* p, const S (&raw)[V]) {
   KSSM_COUNT_STORED(p, sizeof(raw));
-  if (sizeof(raw) == 8) {
+  if constexpr (sizeof(raw) == 8) {
     uint64_t word;
     __builtin_memcpy(&word, raw, 8);
-    return store_word(p, word);
-  }
-  KSSM_UNROLL
-  for (int i = 0; i < V; i += kVector<S>) {
-    uint4 words;
-    __builtin_memcpy(&words, raw + i, 16);
-    store_words(p + i, words);
+    store_word(p, word);
+  } else {
+    KSSM_UNROLL
+    for (int i = 0; i < V; i += kVector<S>) {
+      uint4 words;
+      __builtin_memcpy(&words, raw + i, 16);
+      store_words(p + i, words);
+    }
   }
 }
 
 // WHOLE: all V are there and lie on a multiple of 16 bytes; otherwise the first `left` one by one, and zeros.
 template <bool WHOLE, class S, int V> KSSM_DEVICE void load_raw(const S* p, int64_t left, S (&raw)[V]) {
-  if (WHOLE) return load_bits(p, raw);
-  KSSM_UNROLL
-  for (int v = 0; v < V; ++v) {
-    raw[v] = S{};
-    if (v >= left) continue;
-    KSSM_COUNT_LOADED(p + v, sizeof(S));
-    raw[v] = p[v];
+  if constexpr (WHOLE) {
+    load_bits(p, raw);
+  } else {
+    KSSM_UNROLL
+    for (int v = 0; v < V; ++v) {
+      raw[v] = S{};
+      if (v >= left) continue;
+      KSSM_COUNT_LOADED(p + v, sizeof(S));
+      raw[v] = p[v];
+    }
   }
 }
 
 template <bool WHOLE, class S, int V> KSSM_DEVICE void store_raw(S* p, int64_t left, const S (&raw)[V]) {
-  if (WHOLE) return store_bits(p, raw);
-  KSSM_UNROLL
-  for (int v = 0; v < V; ++v) {
-    if (v >= left) continue;
-    KSSM_COUNT_STORED(p + v, sizeof(S));
-    p[v] = raw[v];
+  if constexpr (WHOLE) {
+    store_bits(p, raw);
+  } else {
+    KSSM_UNROLL
+    for (int v = 0; v < V; ++v) {
+      if (v >= left) continue;
+      KSSM_COUNT_STORED(p + v, sizeof(S));
+      p[v] = raw[v];
+    }
   }
 }
 

@@ -20,6 +20,8 @@ CHUNK = 512  # elements: kChunk in csrc/cuda/sign_split.cu
 _CRYO, _SIZE = FIELDS.index("cryo"), FIELDS.index("n")
 _ABSENT = (0.0, 0.0, 0.0)
 
+_read_by_graphs: list[Tensor] = []  # a graph does not say when it is gone
+
 _Words = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -74,12 +76,14 @@ def _on_device(table: Table) -> tuple[Tensor, Tensor]:
     """Rows with the numbers of their first chunks behind them, and this step's gradients.
 
     Both stay on the device while they hold: ``device_chunks`` as long as the table, ``device_rows``, the gradients
-    alone, until their addresses change. What a graph uploads it does in each replay, into memory of its own: a step
-    outside may come before the first.
+    alone, until their addresses change. A graph uploads what is not there yet in each of its replays, into memory of
+    its own: a step outside may come before the first. What it finds there it reads for as long as it lives.
     """
     p = table.tensors[0].p
     graph = p.is_cuda and torch.cuda.is_current_stream_capturing()
-    fixed, gradients = (None, None) if graph else (table.device_chunks, table.device_rows)
+    fixed, gradients = table.device_chunks, table.device_rows
+    if graph:
+        _read_by_graphs.extend(t for t in (fixed, gradients) if t is not None)
     if fixed is None:
         firsts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(_chunks(table))])
         fixed = _uploaded(np.concatenate([table.rows.reshape(-1), firsts]), p)
@@ -87,9 +91,9 @@ def _on_device(table: Table) -> tuple[Tensor, Tensor]:
         gradients = _uploaded(np.ascontiguousarray(table.rows[:, GRADIENT]), p)
     if not graph:
         table.device_chunks, table.device_rows = fixed, gradients
-    if p.is_cuda:  # memory of another stream must not be given away before this step is done
-        for t in (fixed, gradients):
-            t.record_stream(torch.cuda.current_stream(p.device))
+        if p.is_cuda:  # memory of another stream must not be given away before this step is done
+            for t in (fixed, gradients):
+                t.record_stream(torch.cuda.current_stream(p.device))
     return fixed, gradients
 
 
