@@ -273,7 +273,7 @@ class SignSplitEMA(torch.optim.Optimizer):
                 (_reference.foreach if implementation == "foreach" else _reference.single_tensor)(these, hyper)
         plain = [_write_back(p, t, state) for p, t, state in zip(params, tensors, states, strict=True)]
         if all(plain) and len(runs) == len(buckets) > 0:
-            self._plans[number] = _plan((*_options(group), chosen[0]), params, states, runs)
+            self._plans[number] = _plan(_options(group), params, states, runs)
 
     def _numbers(self) -> dict[Tensor, int]:
         """Number of each parameter's random stream: its place in the optimizer."""
