@@ -33,8 +33,8 @@ SHAPES: tuple[tuple[int, ...], ...] = ((5,), (3, 7), (0,), (), (1,), (2, 0, 3), 
 
 @contextmanager
 def running(name: str) -> Iterator[dict[str, bool]]:
-    """Inside, the optimizer's arguments that choose an implementation."""
-    backend, arguments = IMPLEMENTATIONS[name]
+    """Inside, the optimizer's arguments that choose an implementation; one not listed is a backend of a device."""
+    backend, arguments = IMPLEMENTATIONS.get(name, (name, {"fused": True}))
     with kssm_kernels.use_backend(backend):
         yield arguments
 
@@ -58,16 +58,28 @@ def run(
     shapes: Sequence[tuple[int, ...]] = SHAPES,
     between: Callable[[int, SignSplitEMA], None] = lambda k, o: None,
     scale: float = 1.0,
+    device: str = "cpu",
+    offset: int = 0,
     **arguments: Any,
 ) -> tuple[list[nn.Parameter], SignSplitEMA]:
-    """A few steps on random gradients, the same for every implementation."""
+    """A few steps on random gradients, the same for every implementation.
+
+    offset: elements between the beginnings of memory and of parameters and gradients, in whose way 128-bit loads are.
+    """
     g = torch.Generator().manual_seed(3)
-    params = [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]
+
+    def placed(t: Tensor) -> Tensor:
+        if not offset:
+            return t.to(device, dtype)
+        memory = torch.zeros(t.numel() + offset, dtype=dtype, device=device)
+        return memory[offset:].view(t.shape).copy_(t)
+
+    params = [nn.Parameter(placed(torch.randn(s, generator=g))) for s in shapes]
     with running(name) as chosen:
         optimizer = SignSplitEMA(params, **{"lr": 0.05, **chosen, **arguments})
         for k in range(steps):
             for p in params:
-                p.grad = (scale * gradient(p.shape, g)).to(dtype)
+                p.grad = placed(scale * gradient(p.shape, g))
             optimizer.step()
             between(k, optimizer)
     return params, optimizer
