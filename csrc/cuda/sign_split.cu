@@ -1,8 +1,9 @@
-// The sign-split EMA step on a list of tensors, in one pass over memory. Equations: kssm_kernels/optim/sign_split_ema.py.
+// The sign-split EMA step on a list of tensors, in one pass over memory.
+// Equations: kssm_kernels/optim/sign_split_ema.py.
 //
 // A warp steps one chunk of one tensor, so that a block serves a part of a large tensor or several small ones alike;
-// there is no barrier. Which chunk is whose a warp finds by bisection in the numbers of the tensors' first chunks: a few
-// loads from the cache, where a list of all chunks would come from memory. Addresses travel to the device in the
+// there is no barrier. Which chunk is whose a warp finds by bisection in the numbers of the tensors' first chunks: a
+// few loads from the cache, where a list of all chunks would come from memory. Addresses travel to the device in the
 // parameters of launches (upload), which neither wait nor read the host's memory later: a captured step keeps them.
 
 #include "sign_split.h"
@@ -261,7 +262,8 @@ __global__ void __launch_bounds__(kSumThreads)
   for (int k = 0; k < kSumsAtOnce; ++k) total[0] += part[k];
   int turn = 0;
   team_sum(Team(kSumThreads), total, reinterpret_cast<double*>(shared), turn);
-  if (threadIdx.x == 0) store(element<float>(t.rms, 0), static_cast<float>(square_root(total[0] / static_cast<double>(t.n))));
+  const double rms = square_root(total[0] / static_cast<double>(t.n));
+  if (threadIdx.x == 0) store(element<float>(t.rms, 0), static_cast<float>(rms));
 }
 
 template <class T> Arguments<T> arguments_of(const Call& c) {
@@ -306,9 +308,11 @@ KSSM_EXPORT int kssm_cuda_upload(const void* packed, int64_t bytes, int device, 
   return with_call<Upload>(packed, bytes, device, [&](const Upload& call) {
     for (int64_t done = 0; done < call.words; done += kWords) {
       const int64_t left = call.words - done, count = left < kWords ? left : kWords;
+      const int64_t* const from = reinterpret_cast<const int64_t*>(call.from) + done;
+      int64_t* const to = reinterpret_cast<int64_t*>(call.to) + done;
       Words words;
-      memcpy(words.word, reinterpret_cast<const int64_t*>(call.from) + done, static_cast<size_t>(count) * sizeof(int64_t));
-      const int error = launch(upload, 1, kThreads, 0, stream, words, count, reinterpret_cast<int64_t*>(call.to) + done);
+      memcpy(words.word, from, static_cast<size_t>(count) * sizeof(int64_t));
+      const int error = launch(upload, 1, kThreads, 0, stream, words, count, to);
       if (error) return error;
     }
     return 0;

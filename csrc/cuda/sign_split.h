@@ -50,7 +50,7 @@ template <class T> KSSM_DEVICE void store_any(int64_t code, int64_t address, int
 
 // ---- runs of elements ----
 
-// In PTX: the address comes from memory, and nothing else says that it is one of global memory.
+// In words, of which each is one instruction (storage.h).
 template <class S, int V> KSSM_DEVICE void load_bits(const S* p, S (&raw)[V]) {
   KSSM_COUNT_LOADED(p, sizeof(raw));
   if constexpr (sizeof(raw) == 8) {
@@ -150,9 +150,9 @@ template <int V> KSSM_DEVICE void exchange_bits(uint32_t (&x)[V], int bit, int o
   }
 }
 
-// The words of the thread's elements i .. i + V - 1 (kssm_kernels/optim/_rounding.py). The 32 / V lanes of a group of 32
-// elements compute its eight Philox blocks, V / 4 each, and exchange the words: 160 operations and 8 shuffles for eight
-// elements, where a block for each element would take 640, and more time than the memory does.
+// The words of the thread's elements i .. i + V - 1 (kssm_kernels/optim/_rounding.py). The 32 / V lanes of a group of
+// 32 elements compute its eight Philox blocks, V / 4 each, and exchange the words: 160 operations and 8 shuffles for
+// eight elements, where a block for each element would take 640, and more time than the memory does.
 template <int V>
 KSSM_DEVICE void random_words(uint64_t seed, int64_t step, int64_t stream, int64_t i, uint32_t (&x)[V]) {
   static_assert(V == 4 || V == 8, "bits of a lane and of a place in x");

@@ -123,7 +123,7 @@ KSSM_DEVICE void store_words(void* p, uint4 words) {
 #endif
 }
 
-// Of global memory, at an address that the compiler knows nothing of: by itself it would ask each time what memory it is.
+// Of global memory, at an address that comes from memory: by itself the compiler would take it for one of any kind.
 KSSM_DEVICE uint4 load_words(const void* p) {
 #if defined(__CUDA_ARCH__)
   uint4 words;
