@@ -15,7 +15,7 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr int kAbi = 2;  // ABI in kssm_kernels/backends.py
+constexpr int kAbi = 3;  // ABI in kssm_kernels/backends.py
 
 struct InstructionSet {
   const kssm::Kernels* kernels;
@@ -167,6 +167,26 @@ void bistable_coupling_backward(uintptr_t params, int64_t rows, int code, double
                             address(grad_params));
 }
 
+// In the order of call_arguments in kssm_kernels/optim/_cpu.py.
+void sign_split(const py::tuple& arguments) {
+  Reader in(arguments, 24);
+  kssm::SignSplitCall call;
+  call.tensors = static_cast<const kssm::SignSplitTensor*>(in.address());
+  call.count = in.integer();
+  for (int* code : {&call.param_code, &call.grad_code, &call.state_code, &call.mode})
+    *code = static_cast<int>(in.integer());
+  for (bool* flag : {&call.lazy, &call.maximize, &call.temperature, &call.stochastic_param, &call.stochastic_state,
+                     &call.kahan})
+    *flag = in.flag();
+  call.threads = usable(static_cast<int>(in.integer()));
+  for (double* number : {&call.lr, &call.beta, &call.kappa, &call.eps, &call.decay, &call.cryo, &call.scale, &call.cool,
+                         &call.heat, &call.floor})
+    *number = in.number();
+  call.seed = in.word();
+  const py::gil_scoped_release release;
+  check_memory(active->sign_split(call));
+}
+
 void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
   const py::gil_scoped_release release;
   active->arithmetic_floor(vectors, harmonics, usable(threads));
@@ -196,5 +216,6 @@ PYBIND11_MODULE(_kssm_kernels_cpu, m) {
   m.def("kuramoto_backward", &kuramoto_backward);
   m.def("bistable_coupling_forward", &bistable_coupling_forward);
   m.def("bistable_coupling_backward", &bistable_coupling_backward);
+  m.def("sign_split", &sign_split);
   m.def("arithmetic_floor", &arithmetic_floor);
 }

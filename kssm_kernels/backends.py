@@ -27,13 +27,13 @@ from kssm_kernels.cuda import library as cuda
 __all__ = ["available_backends", "build_info", "cpu_extension", "explain", "kernels", "select", "use_backend"]
 
 BACKENDS = ("cuda", "triton", "cpu", "torch")
-OPS = ("order_parameters", "kuramoto_update", "kuramoto_features", "bistable_coupling")
+OPS = ("order_parameters", "kuramoto_update", "kuramoto_features", "bistable_coupling", "sign_split_ema")
 # What a device runs unless told otherwise, best first. CUDA before Triton on NVIDIA devices: docs/gpu_compile.md.
 DEFAULTS = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch"), "xpu": ("triton", "torch")}
 
 # Bumped with every change of a C++ signature. The extension carries the number it was built with, so that a
 # source checkout that shadows an older installed extension says so instead of crashing.
-ABI = 2
+ABI = 3
 
 _explicit = ""
 
@@ -132,6 +132,16 @@ def _unservable(backend: str, tensor: torch.Tensor) -> str | None:
         if tensor.dtype == torch.float64:
             return "the Triton kernels compute in float32 and the tensors are float64"
     return None
+
+
+def serves(backend: str, tensor: torch.Tensor) -> bool:
+    """Whether a backend can run on such a tensor here."""
+    return _unservable(backend, tensor) is None
+
+
+def is_explicit() -> bool:
+    """Whether ``use_backend`` or ``KSSM_BACKEND`` asks for a backend."""
+    return bool(_explicit or _environment)
 
 
 # ---- the choice ----

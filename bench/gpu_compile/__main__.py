@@ -30,9 +30,12 @@ ROOT = Path(__file__).parents[2]
 PAGE, NOTES = ROOT / "docs" / "gpu_compile.md", ROOT / "docs" / "gpu_compile_notes.md"
 SIZES = {"float32": 4, "bfloat16": 2}
 MOST_TRAFFIC = 1.1
-# Kernels that pass over whole rows of phases, and those of them that write such rows.
-READS_ROWS = ("order_parameters_forward", "order_parameters_backward", "kuramoto")
-WRITES_ROWS = ("order_parameters_backward", "kuramoto_forward", "kuramoto_backward", "kuramoto_long", "kuramoto_step")
+# Kernels that pass over whole rows of phases or elements, and those of them that write such rows.
+READS_ROWS = ("order_parameters_forward", "order_parameters_backward", "kuramoto", "sign_split_step")
+WRITES_ROWS = (
+    "order_parameters_backward", "kuramoto_forward", "kuramoto_backward", "kuramoto_long", "kuramoto_step",
+    "sign_split_step",
+)  # fmt: skip
 WRITES_SUMS = ("kuramoto_long_adjoint_sums", "kuramoto_sums", "kuramoto_long_sums")
 
 
@@ -69,7 +72,7 @@ def faults(codes: Sequence[Code], traffic: dict[str, dict[str, int]]) -> list[st
         if code.special:
             found.append(f"{where}: {code.special} approximate sines or cosines")
     for backend, moved in traffic.items():
-        for case in CASES:
+        for case in (c for c in CASES if backend in c.backends):
             for dtype in SIZES:
                 share = _share(case, dtype, moved)
                 if share > MOST_TRAFFIC:
@@ -133,7 +136,7 @@ def _cases(traffic: dict[str, dict[str, int]]) -> str:
     for case in CASES:
         for dtype, size in SIZES.items():
             least, elements = case.least(case.rows, size), case.rows * case.n
-            moved = [f"{_share(case, dtype, traffic[b]):.2f}" for b in ("cuda", "triton")]
+            moved = [f"{_share(case, dtype, traffic[b]):.2f}" if b in case.backends else "" for b in ("cuda", "triton")]
             times = []
             for device in DEVICES:
                 memory, arithmetic = least / device.bandwidth, elements * case.operations / device.operations

@@ -12,6 +12,10 @@ from torch import Tensor
 
 from kssm_kernels.ops import _update_gpu
 from kssm_kernels.ops._update import Update
+from kssm_kernels.optim import SignSplitEMA
+from kssm_kernels.optim._hyper import hyper_of
+from kssm_kernels.optim._table import Table
+from kssm_kernels.optim._tensors import Tensors
 
 N, HARMONICS = 192, 32
 
@@ -31,6 +35,7 @@ class Case:
     call: Callable[[Callable[[str], Any], int, torch.dtype], None]
     least: Callable[[int, int], int]
     operations: float
+    backends: tuple[str, ...] = ("cuda", "triton")
 
 
 # Operations per oscillator, a fused multiply-add as one: a sine and a cosine, a walk's start, one group of harmonics
@@ -101,7 +106,16 @@ def _bistable(backward: bool) -> Callable[..., None]:
     return call
 
 
-ROWS, LONG = 4096, 100_000
+def _sign_split(kernels: Callable[[str], Any], rows: int, dtype: torch.dtype) -> None:
+    """One tensor in the default mode, with means in float32."""
+    n = rows * ELEMENTS
+    p, g = torch.ones(n, dtype=dtype), torch.ones(n, dtype=dtype)
+    absent: tuple[None, ...] = (None,) * 7
+    tensors = Tensors(p, g, torch.ones(n), torch.ones(n), *absent, 1, 0)
+    kernels("sign_split").step(Table.of([tensors]), hyper_of(SignSplitEMA([p]).param_groups[0], None, None))
+
+
+ROWS, LONG, ELEMENTS = 4096, 100_000, 256
 F = 3 * HARMONICS
 CASES = [
     Case(
@@ -169,5 +183,10 @@ CASES = [
     ),
     Case(
         "bistable_coupling, backward", (), ROWS, 1, _bistable(True), lambda rows, size: rows * (20 * size + 3 * 4), 60,
+    ),
+    # in: p, g, P, N; out: p, P, N; a division takes ten operations
+    Case(
+        "SignSplitEMA, normalized", ("sign_split_step",), ROWS, ELEMENTS, _sign_split,
+        lambda rows, size: rows * ELEMENTS * (3 * size + 4 * 4), 30, ("cuda",),
     ),
 ]  # fmt: skip

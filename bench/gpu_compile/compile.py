@@ -89,7 +89,7 @@ def _triton_kernels(lanes: int) -> list[tuple[str, Any, dict[str, Any]]]:
     """Label, source and options of each different compilation."""
     found: dict[str, tuple[str, Any, dict[str, Any]]] = {}
     with recorded(lanes) as launches:
-        for case in CASES:
+        for case in (c for c in CASES if "triton" in c.backends):
             for dtype in (torch.float32, torch.bfloat16):
                 case.call(_module, case.rows, dtype)
     for name, kernel, args, meta in launches:
@@ -119,18 +119,20 @@ def triton_codes() -> list[Code]:
     return found
 
 
-STORED = {"float": "float32", "double": "float64", "BFloat16": "bfloat16", "Float16": "float16"}
+STORED = {"float": "float32", "double": "float64", "BFloat16": "bfloat16", "Float16": "float16", "Dynamic8": "8 bits"}
 
 
 def _readable(names: Iterable[str]) -> dict[str, str]:
-    """C++ names as ``kernel, dtype``."""
+    """C++ names as ``kernel, dtype``, or ``kernel, dtype and dtype`` where what it stores has two."""
     names = list(names)
     shown = listing.run("c++filt", *names).splitlines()
     readable = {}
     for name, text in zip(names, shown, strict=True):
-        found = re.search(r"(\w+)(?:<(?:kssm::cuda::)?(\w+)[^>]*>)?\(", text.replace("(anonymous namespace)::", ""))
+        found = re.search(r"(\w+)(?:<([^>]*)>)?\(", text.replace("(anonymous namespace)::", ""))
         assert found is not None, text
-        readable[name] = f"{found[1]}, {STORED.get(found[2], found[2])}"
+        given = [argument.removeprefix("kssm::cuda::") for argument in (found[2] or "").split(", ")]
+        types = " and ".join(dict.fromkeys(STORED[argument] for argument in given if argument in STORED))
+        readable[name] = f"{found[1]}{'_options' if 'false' in given else ''}, {types or None}"
     return readable
 
 

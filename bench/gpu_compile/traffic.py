@@ -88,7 +88,7 @@ def main() -> None:
     for backend, start in (("triton", _in_triton), ("cuda", _in_cuda)):
         read = start()
         found[backend] = {}
-        for case in CASES:
+        for case in (c for c in CASES if backend in c.backends):
             for dtype in (torch.float32, torch.bfloat16):
                 read()
                 modules = functools.partial(_module, backend)

@@ -15,6 +15,7 @@ void bistable_forward(const void* params, int64_t rows, int code, double low, do
                       void* delta);
 void bistable_backward(const void* params, int64_t rows, int code, double low, double high, const void* g_coupling,
                        const void* g_u, const void* g_delta, void* grad_params);
+bool sign_split(const SignSplitCall& call);
 void arithmetic_floor(int64_t vectors, int harmonics, int threads);
 
 KSSM_NAMESPACE_END

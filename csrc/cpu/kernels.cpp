@@ -40,7 +40,8 @@ void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
 
 const Kernels kernels = {
     KSSM_STRING(KSSM_ISA),     kBytes,           order_parameters_forward, order_parameters_backward, kuramoto_forward,
-    kuramoto_backward,         bistable_forward, bistable_backward,        arithmetic_floor,
+    kuramoto_backward,         bistable_forward, bistable_backward,        sign_split,
+    arithmetic_floor,
 };
 
 KSSM_NAMESPACE_END

@@ -46,6 +46,33 @@ struct KuramotoSaved {
   const void* grad_phases;    // null: zero
 };
 
+// One tensor of an optimizer step; all dense, in the same order of elements. In the order of FIELDS in
+// kssm_kernels/optim/_table.py, 8 bytes each.
+struct SignSplitTensor {
+  void* p;
+  const void* g;
+  void *positive, *negative;
+  void* temperature;   // arithmetic dtype; null: off
+  void* compensation;  // bfloat16; null: no Kahan summation
+  float *positive_scale, *negative_scale;  // one per block of 256, of 8-bit states
+  const float* cryo;     // one per row; null: all 1
+  float* rms;            // of P + N, read and written in consolidate
+  const int64_t* step;   // counter of the random words
+  int64_t n, row, stream;  // elements, elements of a row, number of its random stream
+};
+
+enum { kDynamic8 = 4 };  // of state_code, beside the dtypes of memory.h
+
+struct SignSplitCall {
+  const SignSplitTensor* tensors;
+  int64_t count;
+  int param_code, grad_code, state_code, mode;
+  bool lazy, maximize, temperature, stochastic_param, stochastic_state, kahan;
+  int threads;
+  double lr, beta, kappa, eps, decay, cryo, scale, cool, heat, floor;
+  uint64_t seed;
+};
+
 struct Kernels {
   const char* name;
   int vector_bytes;
@@ -58,6 +85,7 @@ struct Kernels {
                            void* delta);
   void (*bistable_backward)(const void* params, int64_t rows, int code, double low, double high, const void* g_coupling,
                             const void* g_u, const void* g_delta, void* grad_params);
+  bool (*sign_split)(const SignSplitCall&);
   void (*arithmetic_floor)(int64_t vectors, int harmonics, int threads);
 };
 

@@ -123,6 +123,34 @@ KSSM_DEVICE void store_words(void* p, uint4 words) {
 #endif
 }
 
+// Of global memory, at an address that comes from memory: by itself the compiler would take it for one of any kind.
+KSSM_DEVICE uint4 load_words(const void* p) {
+#if defined(__CUDA_ARCH__)
+  uint4 words;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w) : "l"(__cvta_generic_to_global(p)));
+  return words;
+#else
+  return *static_cast<const uint4*>(p);
+#endif
+}
+KSSM_DEVICE uint64_t load_word(const void* p) {
+#if defined(__CUDA_ARCH__)
+  uint64_t word;
+  asm volatile("ld.global.b64 %0, [%1];" : "=l"(word) : "l"(__cvta_generic_to_global(p)));
+  return word;
+#else
+  return *static_cast<const uint64_t*>(p);
+#endif
+}
+KSSM_DEVICE void store_word(void* p, uint64_t word) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.b64 [%0], %1;" :: "l"(__cvta_generic_to_global(p)), "l"(word) : "memory");
+#else
+  *static_cast<uint64_t*>(p) = word;
+#endif
+}
+
 template <class S, int COUNT> KSSM_DEVICE void store_run(S* p, int64_t left, const Compute<S> (&x)[COUNT]) {
   constexpr int V = kVector<S> < COUNT ? kVector<S> : COUNT;
   if (V == kVector<S> && left >= COUNT && aligned(p)) {

@@ -18,7 +18,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // Launch bounds as a limit on registers: a multiprocessor has 65536 for as many threads as are promised room. Below
 // what a kernel needs the compiler spills, and without the promise of one block it may do so for an occupancy it likes
 // better (-Xptxas -v shows both).
-constexpr int kRegisters128 = 512, kRegisters168 = 384, kRegisters255 = 256;
+constexpr int kRegisters64 = 1024, kRegisters96 = 640, kRegisters128 = 512, kRegisters168 = 384, kRegisters255 = 256;
 
 struct Team {
   KSSM_DEVICE explicit Team(int lanes_of_team)

@@ -1,0 +1,105 @@
+"""What the tests of the sign-split EMA optimizer share: implementations, cases of tensors, and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kssm_kernels
+from kssm_kernels import triton
+from kssm_kernels.cuda import library
+from kssm_kernels.optim import SignSplitEMA
+
+# name -> (backend, arguments); "triton" only under TRITON_INTERPRET=1, "cuda" under KSSM_CUDA_ON_HOST=1
+IMPLEMENTATIONS: dict[str, tuple[str, dict[str, bool]]] = {
+    "single": ("torch", {"fused": False, "foreach": False}),
+    "foreach": ("torch", {"fused": False, "foreach": True}),
+}
+if "cpu" in kssm_kernels.available_backends():
+    IMPLEMENTATIONS["cpu"] = ("cpu", {"fused": True})
+if triton.interpreting() and "triton" in kssm_kernels.available_backends():
+    IMPLEMENTATIONS["triton"] = ("triton", {"fused": True})
+if library.on_host():
+    IMPLEMENTATIONS["cuda"] = ("cuda", {"fused": True})
+
+MODES = ("paper", "normalized", "consolidate")
+# Ties, odd sizes, a scalar, nothing, more than one block of 256, and one large enough for 8-bit means.
+SHAPES: tuple[tuple[int, ...], ...] = ((5,), (3, 7), (0,), (), (1,), (2, 0, 3), (300,), (64, 65))
+
+
+@contextmanager
+def running(name: str) -> Iterator[dict[str, bool]]:
+    """Inside, the optimizer's arguments that choose an implementation; one not listed is a backend of a device."""
+    backend, arguments = IMPLEMENTATIONS.get(name, (name, {"fused": True}))
+    with kssm_kernels.use_backend(backend):
+        yield arguments
+
+
+def gradient(shape: Sequence[int], g: torch.Generator) -> Tensor:
+    """Normal numbers with exact zeros of both signs, repeated values and, rarely, NaN and infinities."""
+    x = torch.randn(shape, generator=g)
+    which = torch.randint(0, 40, tuple(shape), generator=g)
+    for number, value in ((0, 0.0), (1, -0.0), (2, 0.5), (3, -0.5), (4, 0.0)):
+        x = torch.where(which == number, value, x)
+    rare = torch.randint(0, 200, tuple(shape), generator=g)
+    for number, value in ((0, torch.nan), (1, torch.inf), (2, -torch.inf)):
+        x = torch.where(rare == number, value, x)
+    return x
+
+
+def run(
+    name: str,
+    steps: int = 6,
+    dtype: torch.dtype = torch.float32,
+    shapes: Sequence[tuple[int, ...]] = SHAPES,
+    between: Callable[[int, SignSplitEMA], None] = lambda k, o: None,
+    scale: float = 1.0,
+    device: str = "cpu",
+    offset: int = 0,
+    **arguments: Any,
+) -> tuple[list[nn.Parameter], SignSplitEMA]:
+    """A few steps on random gradients, the same for every implementation.
+
+    offset: elements between the beginnings of memory and of parameters and gradients, in whose way 128-bit loads are.
+    """
+    g = torch.Generator().manual_seed(3)
+
+    def placed(t: Tensor) -> Tensor:
+        if not offset:
+            return t.to(device, dtype)
+        memory = torch.zeros(t.numel() + offset, dtype=dtype, device=device)
+        return memory[offset:].view(t.shape).copy_(t)
+
+    params = [nn.Parameter(placed(torch.randn(s, generator=g))) for s in shapes]
+    with running(name) as chosen:
+        optimizer = SignSplitEMA(params, **{"lr": 0.05, **chosen, **arguments})
+        for k in range(steps):
+            for p in params:
+                p.grad = placed(scale * gradient(p.shape, g))
+            optimizer.step()
+            between(k, optimizer)
+    return params, optimizer
+
+
+def everything(params: Sequence[Tensor], optimizer: SignSplitEMA) -> list[tuple[str, Tensor]]:
+    """Parameters and all their state, by name."""
+    found = []
+    for i, p in enumerate(params):
+        found.append((f"p{i}", p.detach()))
+        found += [(f"{name} of p{i}", t) for name, t in sorted(optimizer.state[p].items())]
+    return found
+
+
+def assert_same(
+    a: tuple[Sequence[Tensor], SignSplitEMA], b: tuple[Sequence[Tensor], SignSplitEMA], rtol: float = 0.0
+) -> None:
+    mine, theirs = everything(*a), everything(*b)
+    assert [name for name, _ in mine] == [name for name, _ in theirs]
+    for (name, x), (_, y) in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(
+            x, y.to(x.device), rtol=rtol, atol=rtol, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
+        )
