@@ -1,0 +1,102 @@
+"""Five tasks one after the other: two classes of digits each, or all digits with their pixels permuted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from bench.optimizer_proof import tasks
+from bench.optimizer_proof.optimizers import CONTINUAL, OnlineEWC, Options, Recipe
+from bench.optimizer_proof.tasks import Part, Parts
+from bench.optimizer_proof.training import Effort, evaluate, loss_of, train, tune
+
+TASKS, STEPS = 5, 200
+
+
+class Task(NamedTuple):
+    parts: Parts
+    mask: Tensor | None  # added to the logits
+
+
+def split(parts: Parts, seed: int) -> list[Task]:
+    """Two classes each, in an order of the seed's; the logits of other classes are masked (the task is known)."""
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).view(TASKS, 2)
+    found = []
+    for pair in order:
+        mask = torch.full((10,), -1e9)
+        mask[pair] = 0.0
+        chosen = [torch.isin(part.y, pair) for part in parts]
+        found.append(Task(Parts(*(Part(p.x[c], p.y[c]) for p, c in zip(parts, chosen, strict=True))), mask))
+    return found
+
+
+def permuted(parts: Parts, seed: int) -> list[Task]:
+    """All ten classes, the pixels in an order of each task's."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(64, generator=generator) for _ in range(TASKS)]
+    return [Task(Parts(*(Part(p.x[:, order], p.y) for p in parts)), None) for order in orders]
+
+
+def fishers(model: nn.Module, task: Task) -> list[Tensor]:
+    """Mean squared gradient of each image's loss: the empirical Fisher information's diagonal."""
+    params = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        logits = functional_call(model, params, (x[None],))
+        return loss_of(logits if task.mask is None else logits + task.mask, y[None])
+
+    part = task.parts.train
+    each = vmap(grad(loss), (None, 0, 0))(params, part.x[:200], part.y[:200])
+    return [g.square().mean(0) for g in each.values()]
+
+
+class Outcome(NamedTuple):
+    """Percent, on the validation images or on the test images: means over tasks."""
+
+    final: float  # accuracy after the last task
+    learned: float  # accuracy right after a task
+    forgetting: float  # of all tasks but the last: best accuracy so far, less the accuracy after the last
+
+
+def run(effort: Effort, sequence: list[Task], recipe: Recipe, options: Options, seed: int, test: bool) -> Outcome:
+    model = tasks.mlp(seed)
+    optimizer = recipe.make(model.parameters(), **options)
+    table = []
+    for number, task in enumerate(sequence):
+        data = tasks.batches(task.parts.train, 100 * seed + number, 32)
+        train(model, optimizer, data, effort.steps(STEPS), mask=task.mask)
+        if isinstance(optimizer, OnlineEWC):
+            optimizer.end_task(fishers(model, task))
+        parts = [(t.parts.test if test else t.parts.validation, t.mask) for t in sequence]
+        table.append([evaluate(model, part, mask)[1] for part, mask in parts])
+    accuracy = torch.tensor(table)  # [after task, on task]
+    best = torch.stack([accuracy[i:, i].max() for i in range(TASKS - 1)])
+    forgotten = (best - accuracy[-1, :-1]).mean()
+    return Outcome(float(accuracy[-1].mean()), float(accuracy.diagonal().mean()), float(forgotten))
+
+
+def _experiment(effort: Effort, make: Any) -> dict[str, Any]:
+    parts, rows = tasks.digits(), []
+    for recipe in CONTINUAL:
+
+        def cost(options: Options, seed: int, recipe: Recipe = recipe) -> float:
+            return -run(effort, make(parts, seed), recipe, options, seed, test=False).final
+
+        tuned = tune(effort, recipe, effort.tuning(3), cost)
+        got = [run(effort, make(parts, s), recipe, tuned.options, s, test=True) for s in effort.several(10)]
+        final, learned, forgetting = zip(*got, strict=True)
+        row = {"name": recipe.name, "options": tuned.options, "at_edge": tuned.at_edge, "grid": recipe.grid}
+        rows.append({**row, "final": final, "learned": learned, "forgetting": forgetting})
+    return {"rows": rows, "steps": effort.steps(STEPS)}
+
+
+def split_digits(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    return _experiment(effort, split)
+
+
+def permuted_digits(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    return _experiment(effort, permuted)
