@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,16 +84,16 @@ def _lr(*values: float, **others: tuple[float, ...]) -> tuple[Options, ...]:
     return tuple(grid)
 
 
-def _sign_split(mode: str) -> Callable[..., torch.optim.Optimizer]:
-    return lambda params, **options: SignSplitEMA(params, mode=mode, **options)
+def _sign_split(mode: str, **fixed: float) -> Callable[..., torch.optim.Optimizer]:
+    return lambda params, **options: SignSplitEMA(params, mode=mode, **fixed, **options)
 
 
 def _momentum(params: Params, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=lr, momentum=0.9)
 
 
-def _adamw(params: Params, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=lr, weight_decay=0.0)
+def _adamw(params: Params, lr: float, beta: float = 0.9) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=lr, betas=(beta, 0.999), weight_decay=0.0)
 
 
 ADAPTIVE = (0.0003, 0.001, 0.002, 0.005, 0.01, 0.02)
@@ -101,8 +102,10 @@ SINGLE = (
     Recipe("SGD", torch.optim.SGD, _lr(*PLAIN)),
     Recipe("SGD, momentum 0.9", _momentum, _lr(0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
     Recipe("AdamW", _adamw, _lr(*ADAPTIVE)),
+    Recipe("AdamW, first beta 0.8", partial(_adamw, beta=0.8), _lr(*ADAPTIVE)),
     Recipe("Lion", Lion, _lr(0.0001, 0.0003, 0.001, 0.002, 0.005)),
     Recipe("SignSplitEMA normalized", _sign_split("normalized"), _lr(*ADAPTIVE)),
+    Recipe("SignSplitEMA normalized, beta 0.8", _sign_split("normalized", beta=0.8), _lr(*ADAPTIVE)),
     Recipe("SignSplitEMA paper", _sign_split("paper"), _lr(*PLAIN)),
     Recipe("SignSplitEMA consolidate", _sign_split("consolidate"), _lr(0.2, 0.5, 1.0, 2.0, 5.0, 10.0)),
 )

@@ -39,6 +39,10 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count > 1)}"
+
+
 def _options(row: Result) -> str:
     shown = ", ".join(f"{name} {value:g}" for name, value in row["options"].items())
     return shown + (" (edge)" if row["at_edge"] else "")
@@ -54,7 +58,7 @@ def _grid(row: Result) -> str:
 
 def _single(result: Result) -> str:
     seeds = len(result["rows"][0]["loss"])
-    header = ("optimizer", f"test loss, {seeds} seeds", "test accuracy, %", "chosen", "grid")
+    header = ("optimizer", f"test loss, {_seeds(seeds)}", "test accuracy, %", "chosen", "grid")
     rows = [
         (row["name"], _spread(row["loss"], 3), _spread(row["accuracy"], 1), _options(row), _grid(row))
         for row in result["rows"]
@@ -66,7 +70,7 @@ def _continual(result: Result) -> str:
     sgd = next(row["final"] for row in result["rows"] if row["name"] == "SGD")
     header = (
         "optimizer",
-        f"accuracy after the last task, %, {len(sgd)} seeds",
+        f"accuracy after the last task, %, {_seeds(len(sgd))}",
         "less SGD's, same seeds",
         "accuracy right after each task, %",
         "forgetting, points",
@@ -79,13 +83,24 @@ def _continual(result: Result) -> str:
         three = [_spread(row[key], 1) for key in ("learned", "forgetting")]
         difference = "" if row["name"] == "SGD" else _spread(above, 1)
         rows.append((row["name"], _spread(row["final"], 1), difference, *three, _options(row), _grid(row)))
-    return _markdown(header, rows)
+    return _markdown(header, rows) + "\n\n" + _against_control(result)
+
+
+def _against_control(result: Result) -> str:
+    final = {row["name"]: row["final"] for row in result["rows"]}
+    pairs = zip(final["SignSplitEMA consolidate"], final["symmetric control"], strict=True)
+    above = [a - b for a, b in pairs]
+    wins = sum(difference > 0 for difference in above)
+    return (
+        f"consolidate less its control, accuracy after the last task, same seeds: {_spread(above, 1)} points; "
+        f"better on {wins} of {len(above)} seeds."
+    )
 
 
 def _states(result: Result) -> str:
     header = (
         "states",
-        f"test loss, {len(result['rows'][0]['loss'])} seeds",
+        f"test loss, {_seeds(len(result['rows'][0]['loss']))}",
         "less float32's, same seeds",
         "bytes of state per parameter",
     )
@@ -100,13 +115,13 @@ def _states(result: Result) -> str:
 
 def _scale(result: Result) -> str:
     seeds = len(result["rows"][0]["losses"][0])
-    header = ("optimizer", *(f"gradients times {s:g}: test loss, {seeds} seeds" for s in result["scales"]))
+    header = ("optimizer", *(f"gradients times {s:g}: test loss, {_seeds(seeds)}" for s in result["scales"]))
     return _markdown(header, [(r["name"], *(_spread(v, 4) for v in r["losses"])) for r in result["rows"]])
 
 
 def _noise(result: Result) -> str:
     seeds = len(result["rows"][0]["r"])
-    header = ("beta", f"mean T, {seeds} seeds", "mean of abs(r)", "sqrt((1-b)/(1+b))")
+    header = ("beta", f"mean T, {_seeds(seeds)}", "mean of abs(r)", "sqrt((1-b)/(1+b))")
     return _markdown(
         header,
         [

@@ -67,8 +67,8 @@ def lm(effort: Effort, text: Path | None, earlier: Result) -> Result:
         def cost(options: Options, seed: int, recipe: Recipe = recipe) -> float:
             return evaluate(_lm_run(effort, parts, recipe, options, seed), parts.validation)[0]
 
-        tuned = tune(effort, recipe, effort.tuning(1), cost)
-        models = [_lm_run(effort, parts, recipe, tuned.options, seed) for seed in effort.several(3)]
+        tuned = tune(effort, recipe, effort.tuning(2), cost)
+        models = [_lm_run(effort, parts, recipe, tuned.options, seed) for seed in effort.several(5)]
         loss, accuracy = zip(*(evaluate(model, parts.test) for model in models), strict=True)
         rows.append(_row(recipe, tuned, loss=loss, accuracy=accuracy))
     return {
@@ -93,7 +93,7 @@ def states(effort: Effort, text: Path | None, earlier: Result) -> Result:
     recipe = next(r for r in SINGLE if r.name == NORMALIZED)
     for name, more in STATES:
         how = dataclasses.replace(recipe, name=name)
-        models = [_lm_run(effort, parts, how, {**options, **more}, seed) for seed in effort.several(3)]
+        models = [_lm_run(effort, parts, how, {**options, **more}, seed) for seed in effort.several(5)]
         rows.append({"name": name, "bytes": _state_bytes(more), "loss": [evaluate(m, parts.test)[0] for m in models]})
     sizes = [p.numel() for p in tasks.language_model(0).parameters()]
     large = sum(n for n in sizes if n >= 4096)
