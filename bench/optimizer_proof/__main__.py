@@ -28,6 +28,7 @@ EXPERIMENTS = {  # states and scale use what digits and lm have tuned
     "lm": single.lm,
     "states": single.states,
     "split": continual.split_digits,
+    "split_heads": continual.split_digits_heads,
     "permuted": continual.permuted_digits,
     "noise": freezing.noise_floor,
     "freezing": freezing.freezing,

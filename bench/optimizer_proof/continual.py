@@ -22,16 +22,34 @@ class Task(NamedTuple):
     mask: Tensor | None  # added to the logits
 
 
-def split(parts: Parts, seed: int) -> list[Task]:
-    """Two classes each, in an order of the seed's; the logits of other classes are masked (the task is known)."""
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).view(TASKS, 2)
+def split_heads(parts: Parts, seed: int) -> list[Task]:
+    """Two classes each, in an order of the seed's, each class an output of its own: the others' logits are masked."""
     found = []
-    for pair in order:
+    for pair in _pairs(seed):
         mask = torch.full((10,), -1e9)
         mask[pair] = 0.0
-        chosen = [torch.isin(part.y, pair) for part in parts]
-        found.append(Task(Parts(*(Part(p.x[c], p.y[c]) for p, c in zip(parts, chosen, strict=True))), mask))
+        found.append(Task(Parts(*(_only(part, pair) for part in parts)), mask))
     return found
+
+
+def split(parts: Parts, seed: int) -> list[Task]:
+    """The same tasks on two outputs that all of them share: is it the first class of the pair or the second?"""
+    mask = torch.full((10,), -1e9)
+    mask[:2] = 0.0
+    found = []
+    for pair in _pairs(seed):
+        chosen = (_only(part, pair) for part in parts)
+        found.append(Task(Parts(*(Part(part.x, (part.y == pair[1]).long()) for part in chosen)), mask))
+    return found
+
+
+def _pairs(seed: int) -> Tensor:
+    return torch.randperm(10, generator=torch.Generator().manual_seed(seed)).view(TASKS, 2)
+
+
+def _only(part: Part, pair: Tensor) -> Part:
+    rows = torch.isin(part.y, pair)
+    return Part(part.x[rows], part.y[rows])
 
 
 def permuted(parts: Parts, seed: int) -> list[Task]:
@@ -96,6 +114,10 @@ def _experiment(effort: Effort, make: Any) -> dict[str, Any]:
 
 def split_digits(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:
     return _experiment(effort, split)
+
+
+def split_digits_heads(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    return _experiment(effort, split_heads)
 
 
 def permuted_digits(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:

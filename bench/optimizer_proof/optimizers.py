@@ -84,8 +84,8 @@ def _lr(*values: float, **others: tuple[float, ...]) -> tuple[Options, ...]:
     return tuple(grid)
 
 
-def _sign_split(mode: str, **fixed: float) -> Callable[..., torch.optim.Optimizer]:
-    return lambda params, **options: SignSplitEMA(params, mode=mode, **fixed, **options)
+def _sign_split(mode: str, beta: float | None = None) -> Callable[..., torch.optim.Optimizer]:
+    return lambda params, **options: SignSplitEMA(params, mode=mode, beta=beta, **options)
 
 
 def _momentum(params: Params, lr: float) -> torch.optim.Optimizer:
@@ -111,7 +111,7 @@ SINGLE = (
 )
 _SLOW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SLOW_ADAPTIVE = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)
-_RESISTED = _lr(0.03, 0.1, 0.3, 1.0, 3.0, kappa=(10.0, 30.0, 100.0))
+_RESISTED = _lr(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, kappa=(10.0, 30.0, 100.0))
 CONTINUAL = (
     Recipe("SGD", torch.optim.SGD, _lr(*_SLOW)),
     Recipe("SGD, momentum 0.9", _momentum, _lr(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),

@@ -169,6 +169,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "states": _states,
     "scale": _scale,
     "split": _continual,
+    "split_heads": _continual,
     "permuted": _continual,
     "noise": _noise,
     "freezing": _freezing,
