@@ -90,4 +90,4 @@ def test_ewc_pulls_towards_the_anchor_by_the_fisher_information() -> None:
     p += 1
     p.grad = torch.zeros(2)
     optimizer.step()
-    assert p.tolist() == [1.0, 2.0]  # 2 - 0.5 * 2 * F * (2 - 1)
+    assert p.tolist() == [1.5, 2.0]  # p = 2 - 0.5 * 2 * F * (p - 1)

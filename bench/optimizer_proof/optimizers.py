@@ -49,7 +49,10 @@ class Symmetric(torch.optim.Optimizer):
 
 
 class OnlineEWC(torch.optim.SGD):
-    """SGD on loss + strength / 2 sum F (p - anchor)^2; F <- decay F + Fisher of the task that has ended."""
+    """SGD on loss + strength / 2 sum F (p - anchor)^2; F <- decay F + Fisher of the task that has ended.
+
+    The penalty's part of the step is implicit, so that no strength makes it diverge.
+    """
 
     def __init__(self, params: Params, lr: float, strength: float, decay: float = 0.9) -> None:
         super().__init__(params, lr=lr)
@@ -64,10 +67,11 @@ class OnlineEWC(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        super().step()
         for p in self.param_groups[0]["params"]:
             if "fisher" in self.state[p]:
-                p.grad.addcmul_(self.state[p]["fisher"], p - self.state[p]["anchor"], value=self.strength)
-        super().step()
+                pull = self.param_groups[0]["lr"] * self.strength * self.state[p]["fisher"]
+                p.add_(pull * self.state[p]["anchor"]).div_(1 + pull)
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,14 @@ SINGLE = (
 )
 _SLOW = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _SLOW_ADAPTIVE = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)
-_RESISTED = _lr(0.03, 0.1, 0.3, 1.0, 3.0, 10.0, kappa=(10.0, 30.0, 100.0))
+_RESISTED = _lr(0.3, 1.0, 3.0, 10.0, 30.0, kappa=(10.0, 30.0, 100.0, 300.0))
 CONTINUAL = (
     Recipe("SGD", torch.optim.SGD, _lr(*_SLOW)),
     Recipe("SGD, momentum 0.9", _momentum, _lr(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
     Recipe("AdamW", _adamw, _lr(*_SLOW_ADAPTIVE)),
     Recipe("Lion", Lion, _lr(0.00001, *_SLOW_ADAPTIVE[:-1])),
     Recipe("Adagrad", torch.optim.Adagrad, _lr(0.001, 0.003, 0.01, 0.03, 0.1)),
-    Recipe("online EWC on SGD", OnlineEWC, _lr(0.01, 0.03, 0.1, 0.3, strength=(0.3, 3.0, 30.0, 300.0))),
+    Recipe("online EWC on SGD", OnlineEWC, _lr(0.03, 0.1, 0.3, 1.0, strength=(3.0, 30.0, 300.0, 3000.0))),
     Recipe("SignSplitEMA normalized", _sign_split("normalized"), _lr(*_SLOW_ADAPTIVE)),
     Recipe("SignSplitEMA paper", _sign_split("paper"), _lr(*_SLOW)),
     Recipe("SignSplitEMA consolidate", _sign_split("consolidate"), _RESISTED),

@@ -134,7 +134,7 @@ def _noise(result: Result) -> str:
 def _freezing(result: Result) -> str:
     names = {None: "none", "temperature": "temperature", "kl_all": "KL, all", "kl_fraction": "KL, fraction"}
     header = (
-        "schedule, test",
+        "mode, schedule, test",
         "runs that froze",
         "step of the first freeze",
         "test loss at that step",
@@ -150,7 +150,7 @@ def _freezing(result: Result) -> str:
         steps = [first["step"] for first in fired]
         rows.append(
             (
-                f"{row['schedule']}, {names[row['test']]}",
+                f"{row['mode']}, {row['schedule']}, {names[row['test']]}",
                 f"{len(fired)} of {len(runs)}" if row["test"] else "",
                 f"{min(steps)} to {max(steps)}" if fired else "",
                 _spread([first["loss"] for first in fired], 3) if fired else "",
@@ -160,7 +160,9 @@ def _freezing(result: Result) -> str:
                 _spread([run["accuracy"] for run in runs], 1),
             )
         )
-    return _markdown(header, rows)
+    share = statistics.fmean(run["untouched"] for row in result["rows"] for run in row["runs"])
+    untouched = f"Weights that have had no gradient by the end (both means 0): {100 * share:.1f}% on average."
+    return _markdown(header, rows) + "\n\n" + untouched
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
