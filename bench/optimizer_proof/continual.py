@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from bench.optimizer_proof import tasks
-from bench.optimizer_proof.optimizers import CONTINUAL, OnlineEWC, Options, Recipe
+from bench.optimizer_proof.optimizers import CONTINUAL, SHARED, OnlineEWC, Options, Recipe
 from bench.optimizer_proof.tasks import Part, Parts
 from bench.optimizer_proof.training import Effort, evaluate, loss_of, train, tune
 
@@ -97,9 +97,9 @@ def run(effort: Effort, sequence: list[Task], recipe: Recipe, options: Options, 
     return Outcome(float(accuracy[-1].mean()), float(accuracy.diagonal().mean()), float(forgotten))
 
 
-def _experiment(effort: Effort, make: Any) -> dict[str, Any]:
+def _experiment(effort: Effort, make: Any, recipes: tuple[Recipe, ...] = CONTINUAL) -> dict[str, Any]:
     parts, rows = tasks.digits(), []
-    for recipe in CONTINUAL:
+    for recipe in recipes:
 
         def cost(options: Options, seed: int, recipe: Recipe = recipe) -> float:
             return -run(effort, make(parts, seed), recipe, options, seed, test=False).final
@@ -113,7 +113,7 @@ def _experiment(effort: Effort, make: Any) -> dict[str, Any]:
 
 
 def split_digits(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:
-    return _experiment(effort, split)
+    return _experiment(effort, split, SHARED)
 
 
 def split_digits_heads(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> dict[str, Any]:

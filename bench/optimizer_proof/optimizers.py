@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -128,3 +128,17 @@ CONTINUAL = (
     Recipe("SignSplitEMA consolidate", _sign_split("consolidate"), _RESISTED),
     Recipe("symmetric control", Symmetric, _RESISTED),
 )
+# Where tasks share their outputs the best learning rates are lower.
+_LOW = {
+    "SGD": _lr(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    "SGD, momentum 0.9": _lr(0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01),
+    "AdamW": _lr(0.000003, 0.00001, 0.00003, 0.0001, 0.0003, 0.001),
+    "Lion": _lr(0.000003, 0.00001, 0.00003, 0.0001, 0.0003, 0.001),
+    "Adagrad": _lr(0.0001, 0.0003, 0.001, 0.003, 0.01),
+    "online EWC on SGD": _lr(0.003, 0.01, 0.03, 0.1, strength=(30.0, 300.0, 3000.0, 30000.0)),
+    "SignSplitEMA normalized": _lr(0.00001, 0.00003, 0.0001, 0.0003, 0.001),
+    "SignSplitEMA paper": _lr(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    "SignSplitEMA consolidate": _lr(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, kappa=(10.0, 30.0, 100.0)),
+    "symmetric control": _lr(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, kappa=(10.0, 30.0, 100.0)),
+}
+SHARED = tuple(replace(recipe, grid=_LOW[recipe.name]) for recipe in CONTINUAL)
