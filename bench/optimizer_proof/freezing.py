@@ -14,7 +14,12 @@ from kssm_kernels.optim import FreezeController, SignSplitEMA
 
 STEPS, PETALS = 1500, 8
 RATES = {"normalized": 0.002, "paper": 0.5}  # beta 0.9 and 0.99
-TESTS = ("temperature", "kl_all", "kl_fraction")
+TESTS: dict[str, dict[str, Any]] = {
+    "temperature": {},
+    "temperature, at half": {"test": "temperature", "freeze_at": 0.5},
+    "KL, all": {"test": "kl_all"},
+    "KL, fraction": {"test": "kl_fraction"},
+}
 
 
 def _warm_up(step: int, steps: int) -> float:
@@ -60,7 +65,9 @@ def _run(effort: Effort, parts: tasks.Parts, mode: str, schedule: str, test: str
             f"hidden {i}": [(name, slice(i * rows, (i + 1) * rows)) for name in ("0.weight", "0.bias")]
             for i in range(PETALS)
         }
-        controller = FreezeController(optimizer, model.named_parameters(), {**petals, "read-out": ["2.*"]}, test=test)
+        controller = FreezeController(
+            optimizer, model.named_parameters(), {**petals, "read-out": ["2.*"]}, **TESTS[test]
+        )
     thaws = 0
     frozen: set[str] = set()
 

@@ -132,7 +132,6 @@ def _noise(result: Result) -> str:
 
 
 def _freezing(result: Result) -> str:
-    names = {None: "none", "temperature": "temperature", "kl_all": "KL, all", "kl_fraction": "KL, fraction"}
     header = (
         "mode, schedule, test",
         "runs that froze",
@@ -150,7 +149,7 @@ def _freezing(result: Result) -> str:
         steps = [first["step"] for first in fired]
         rows.append(
             (
-                f"{row['mode']}, {row['schedule']}, {names[row['test']]}",
+                f"{row['mode']}, {row['schedule']}, {row['test'] or 'none'}",
                 f"{len(fired)} of {len(runs)}" if row["test"] else "",
                 f"{min(steps)} to {max(steps)}" if fired else "",
                 _spread([first["loss"] for first in fired], 3) if fired else "",
