@@ -1,4 +1,4 @@
-"""``python -m bench.optimizer_proof``: runs the experiments, about a quarter of an hour on one core, and writes
+"""``python -m bench.optimizer_proof``: runs the experiments, about twenty minutes on one core, and writes
 docs/optimizer.md from docs/optimizer_notes.md.
 
 Results are kept as JSON, one file for each experiment: ``--only NAME ...`` runs these and takes the others from there,
