@@ -13,6 +13,7 @@ from bench.optimizer_proof.training import Effort, evaluate, train
 from kssm_kernels.optim import FreezeController, SignSplitEMA
 
 STEPS, PETALS = 1500, 8
+TAU = 0.02  # nats: the controller's default for its KL tests
 RATES = {"normalized": 0.002, "paper": 0.5}  # beta 0.9 and 0.99
 TESTS: dict[str, dict[str, Any]] = {
     "temperature": {},
@@ -37,7 +38,7 @@ def noise_floor(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> d
     """Mean temperature and |r| of 20,000 weights whose gradients are independent Gaussian noise."""
     rows = []
     for beta in (0.8, 0.9, 0.99):
-        heat, size = [], []
+        heat, size, balanced = [], [], []
         for seed in effort.several(3):
             generator = torch.Generator().manual_seed(seed)
             p = torch.zeros(20_000)
@@ -49,7 +50,11 @@ def noise_floor(effort: Effort, text: Path | None, earlier: dict[str, Any]) -> d
             positive, negative = state["positive"], state["negative"]
             heat.append(float(state["temperature"].mean()))
             size.append(float(((positive - negative) / (positive + negative + 1e-12)).abs().mean()))
-        rows.append({"beta": beta, "temperature": heat, "r": size, "floor": math.sqrt((1 - beta) / (1 + beta))})
+            share = positive / (positive + negative)
+            kl = math.log(2) + torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)
+            balanced.append(float((kl < TAU).float().mean()))
+        floor = math.sqrt((1 - beta) / (1 + beta))
+        rows.append({"beta": beta, "temperature": heat, "r": size, "floor": floor, "balanced": balanced})
     return {"rows": rows}
 
 
@@ -66,7 +71,7 @@ def _run(effort: Effort, parts: tasks.Parts, mode: str, schedule: str, test: str
             for i in range(PETALS)
         }
         controller = FreezeController(
-            optimizer, model.named_parameters(), {**petals, "read-out": ["2.*"]}, **TESTS[test]
+            optimizer, model.named_parameters(), {**petals, "read-out": ["2.*"]}, tau=TAU, **TESTS[test]
         )
     thaws = 0
     frozen: set[str] = set()

@@ -121,11 +121,17 @@ def _scale(result: Result) -> str:
 
 def _noise(result: Result) -> str:
     seeds = len(result["rows"][0]["r"])
-    header = ("beta", f"mean T, {_seeds(seeds)}", "mean of abs(r)", "sqrt((1-b)/(1+b))")
+    header = ("beta", f"mean T, {_seeds(seeds)}", "mean of abs(r)", "sqrt((1-b)/(1+b))", "share with KL below 0.02")
     return _markdown(
         header,
         [
-            (f"{r['beta']:g}", _spread(r["temperature"], 4), _spread(r["r"], 4), f"{r['floor']:.4f}")
+            (
+                f"{r['beta']:g}",
+                _spread(r["temperature"], 4),
+                _spread(r["r"], 4),
+                f"{r['floor']:.4f}",
+                _spread(r["balanced"], 3),
+            )
             for r in result["rows"]
         ],
     )
