@@ -1,0 +1,1 @@
+"""What SignSplitEMA and its FreezeController do and do not do, beside other optimizers: docs/optimizer.md."""
