@@ -1,4 +1,4 @@
-"""What the kernels are measured against: the formulas as the K-SSM family writes them, in plain torch."""
+"""What the kernels are measured against: the formulas in plain torch, those of the K-SSM family as it writes them."""
 
 from __future__ import annotations
 
@@ -98,3 +98,16 @@ def with_banks(model: Model, bank: Callable[[], nn.Module]) -> Model:
             other.load_state_dict(block.oscillators.state_dict())
         block.oscillators = other
     return model
+
+
+def sign_split_ema(
+    p: Tensor, g: Tensor, positive: Tensor, negative: Tensor, lr: float = 1e-3, beta: float = 0.9, eps: float = 1e-12
+) -> None:
+    """A normalized, lazy step with kappa 1, one operator after the other. Changes p and both means."""
+    live = g.isfinite() & (g != 0)
+    positive.copy_(torch.where(live, beta * positive + (1 - beta) * g.clamp_min(0), positive))
+    negative.copy_(torch.where(live, beta * negative + (1 - beta) * (-g).clamp_min(0), negative))
+    opposite = torch.where(g > 0, negative, torch.where(g < 0, positive, 0))
+    total = positive + negative + eps
+    update = (positive - negative) / total / (1 + opposite / total)
+    p.sub_(torch.where(live, lr * update, 0))

@@ -15,6 +15,7 @@ from bench.interleave import Call, Quantiles, Turns, rounds_for
 from kssm_kernels import backends
 
 FLOOR = "arithmetic floor"
+COPY = "copy of as many bytes"
 # The gates below ask whether a result is right, and a wrong one is off by its own size; tests/ ask how accurate it is.
 # Relative slack: the gradient of the magnitudes holds C / M, and among random phases M comes down to 1e-3 in some row
 # and harmonic, which magnifies a float32 rounding of C to 1e-4.
@@ -122,7 +123,7 @@ def compare(
                 "ms",
                 measured,
                 milliseconds(turns.samples),
-                "floor" if name == FLOOR else "speedup",
+                "floor" if name in (FLOOR, COPY) else "speedup",
                 targets.get(name),
             )
             for name, turns in others.items()
@@ -156,6 +157,13 @@ def floor(elements: int, harmonics: int, passes: int, threads: int) -> dict[str,
             extension.arithmetic_floor(vectors, harmonics, threads)
 
     return {FLOOR: call}
+
+
+def copy_of(traffic: int, device: str = "cpu") -> Call:
+    """A copy that reads and writes ``traffic`` bytes in all: the machine's bandwidth."""
+    source = torch.ones(traffic // 2, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)  # written once: no page is touched for the first time in a timing
+    return lambda: target.copy_(source)
 
 
 def check(

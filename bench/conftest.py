@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from bench.compare import Figure
-from bench.interleave import SMOKE, THREADS, environment
+from bench.device import Row, write_page
+from bench.interleave import DOCS, SMOKE, THREADS, environment
 from bench.table import text_table
+from tests import gpu
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,6 +20,17 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(THREADS)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def device_rows() -> Iterator[list[Row]]:
+    """Rows of docs/gpu_performance.md, written when the last case on the device is done."""
+    found: list[Row] = []
+    yield found
+    if found:
+        page = DOCS / "gpu_performance.md"
+        write_page(found, gpu.device() or "cpu", page)
+        print(page.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(autouse=True)

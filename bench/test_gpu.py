@@ -8,7 +8,7 @@ writes docs/gpu_performance.md. Without a device the cases are skipped, and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import baselines
 from bench.compare import check_op, forward_backward
 from bench.device import COPY, Row, in_turn, write_page
-from bench.interleave import DOCS, SMOKE
+from bench.interleave import SMOKE
 from kssm_kernels import kuramoto_features, kuramoto_update, order_parameters, use_backend
 from tests import gpu
 
@@ -107,22 +107,12 @@ def measure(case: Case, dtype: torch.dtype, served: Sequence[str], device: str) 
     return [Row(name, kind, backend, {"ours": times[backend], **others}, least, 2 * COPIED) for backend in served]
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
-    found: list[Row] = []
-    yield found
-    if found:
-        page = DOCS / "gpu_performance.md"
-        write_page(found, gpu.device() or "cpu", page)
-        print(page.read_text(encoding="utf-8"))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.name}{', backward' if c.backward else ''}")
-def test_on_the_device(case: Case, dtype: torch.dtype, rows: list[Row]) -> None:
+def test_on_the_device(case: Case, dtype: torch.dtype, device_rows: list[Row]) -> None:
     device = gpu.device_or_skip()
-    rows += measure(case, dtype, gpu.backends_of(device), device)
+    device_rows += measure(case, dtype, gpu.backends_of(device), device)
 
 
 @pytest.mark.skipif(not SMOKE, reason="only a look at the machinery: KSSM_BENCH_SMOKE=1")
