@@ -73,7 +73,9 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
         results = []
         for count in (1, 2, 3):
             with threads(count):
-                results.append(everything(*run("cpu" if "cpu" in IMPLEMENTATIONS else "single", shapes=shapes, **options)))
+                results.append(
+                    everything(*run("cpu" if "cpu" in IMPLEMENTATIONS else "single", shapes=shapes, **options))
+                )
         for (name, x), *rest in zip(*results, strict=True):
             assert all(torch.equal(x.nan_to_num(), other.nan_to_num()) for _, other in rest), name
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from kssm_kernels.optim import SignSplitEMA
 from tests.sign_split import IMPLEMENTATIONS, MODES, SHAPES, assert_same, gradient, run, running
@@ -37,7 +38,9 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[next(iter(b[0])) + str(i) for i, b in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), BAD, ids=[next(iter(b[0])) + str(i) for i, b in enumerate(BAD)]
+)
 def test_bad_hyper_parameters(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ALL([nn.Parameter(T(3))], **arguments)
@@ -299,7 +302,7 @@ def test_schedulers_and_compile() -> None:
     model = nn.Linear(3, 2)
     optimizer = SignSplitEMA(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    counter = torch._dynamo.testing.CompileCounter()
+    counter = CompileCounter()
 
     @torch.compile(backend=counter)
     def train(x: torch.Tensor) -> None:
@@ -313,5 +316,5 @@ def test_schedulers_and_compile() -> None:
         scheduler.step()
         if k == 2:
             compiled = counter.frame_count
-    assert counter.frame_count == compiled
+    assert counter.frame_count == compiled > 0
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**6)

@@ -46,7 +46,7 @@ def _forward_kernel(
     w = read(omega, omega_stride, omega_value, in_rows, j, live, OMEGA)
     a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
     d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
-    x = tl.load(theta + row * row_stride + j * column_stride, mask=live, other=0.0).to(tl.float32)
+    x = tl.load(theta + row * row_stride + j.to(tl.int64) * column_stride, mask=live, other=0.0).to(tl.float32)
     for index_of_step in range(steps):
         s, c, z_s, z_c = mean_field(x, live, n)
         at = tl.zeros([1, 1], tl.int32) + first + index_of_step
@@ -108,7 +108,7 @@ def _backward_kernel(
         w = read(omega, omega_stride, omega_value, in_rows, j, live, OMEGA)
         a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
         d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
-        start = theta + row * row_stride + j * column_stride
+        start = theta + row * row_stride + j.to(tl.int64) * column_stride
         kept = states + row * n + j  # of the state before step s: s - 1 strides further on
         x = tl.load(start, mask=live, other=0.0).to(tl.float32)
         for s in range(steps - 1):
