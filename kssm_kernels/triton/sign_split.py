@@ -1,8 +1,8 @@
 """The sign-split EMA step in Triton: all tensors of a table in one launch. Equations: the optimizer's module,
 kssm_kernels/optim/sign_split_ema.py.
 
-Operations and roundings come in the order of csrc/math/sign_split.h, so the bits are those of every other backend; in
-``consolidate`` the order of the sum behind the rms is this one's own: chunks, then the chunks of a tensor, always alike.
+Operations and roundings come in the order of csrc/math/sign_split.h, so the bits are those of every other backend. In
+``consolidate`` the order of the sum behind the rms is this one's own, and always the same: within chunks, then theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kssm_kernels.triton._sign_split import BLOCK, advance, encoded, random_word
 
 BLOCKS = 8  # of 256 elements, what 8-bit means share a scale in: a program's chunk, eight elements for each thread
 CHUNK = BLOCKS * rounding.BLOCK
+ALIGNMENT = 16  # bytes: accesses of 128 bits
 LANES = 1024  # chunk sums that the rms adds at a time
 TYPES = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
@@ -49,7 +50,7 @@ def _pointer(address, begin, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """To element ``begin`` of what lies at an address."""
     pointer = address.to(tl.pointer_type(TYPE))
     if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
+        pointer = tl.multiple_of(pointer, ALIGNED)
     return pointer + begin
 
 
@@ -73,7 +74,7 @@ def _write(pointer, e, left, x, WHOLE: tl.constexpr):
 @triton.jit
 def _read_mean(pointer, scales, values, e, left, STATE: tl.constexpr, WHOLE: tl.constexpr):
     stored = _read(pointer, e, left, WHOLE)
-    if STATE == tl.uint8:
+    if STATE.is_uint8():
         first = tl.min(e, axis=1)
         scale = tl.load(scales + first // BLOCK, mask=first < left, other=0.0)
         return tl.load(values + stored.to(tl.int32)) * scale[:, None]
@@ -86,12 +87,12 @@ def _write_mean(
     pointer, scales, e, left, x, random,
     STATE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    if STATE == tl.uint8:
+    if STATE.is_uint8():
         codes, scale = encoded(x, random, STOCHASTIC)
         _write(pointer, e, left, codes, WHOLE)
         first = tl.min(e, axis=1)
         tl.store(scales + first // BLOCK, scale, mask=first < left)
-    elif STOCHASTIC and STATE == tl.bfloat16:
+    elif STOCHASTIC and STATE.is_bf16():
         _write(pointer, e, left, stochastic_bfloat16(x, random), WHOLE)
     else:
         _write(pointer, e, left, x.to(STATE), WHOLE)
@@ -111,8 +112,8 @@ def _chunk(
     p_at = _pointer(tl.load(fields + P), begin, PARAM, ALIGNED)
     positive_at = _pointer(tl.load(fields + POSITIVE), begin, STATE, ALIGNED)
     negative_at = _pointer(tl.load(fields + NEGATIVE), begin, STATE, ALIGNED)
-    positive_scales = _pointer(tl.load(fields + POSITIVE_SCALE), begin // BLOCK, tl.float32, False)
-    negative_scales = _pointer(tl.load(fields + NEGATIVE_SCALE), begin // BLOCK, tl.float32, False)
+    positive_scales = _pointer(tl.load(fields + POSITIVE_SCALE), begin // BLOCK, tl.float32, 0)
+    negative_scales = _pointer(tl.load(fields + NEGATIVE_SCALE), begin // BLOCK, tl.float32, 0)
     stored = _read(p_at, e, left, WHOLE)
     g = _read(_pointer(gradient, begin, GRAD, ALIGNED), e, left, WHOLE).to(tl.float32)
     positive = _read_mean(positive_at, positive_scales, values, e, left, STATE, WHOLE)
@@ -130,7 +131,7 @@ def _chunk(
     if ROWS:  # some tensors of the table have a divisor per row
         cryo = tl.load(fields + CRYO)
         rows_at = cryo.to(tl.pointer_type(tl.float32)) + (begin + e) // tl.load(fields + ROW)
-        steps = tl.div_rn(steps, tl.load(rows_at, mask=(e < left) & (cryo != 0), other=1.0))
+        steps = tl.div_rn(steps, tl.load(rows_at, mask=e < tl.where(cryo != 0, left, 0), other=1.0))
 
     new_p, positive, negative, temperature = advance(
         g, p, positive, negative, temperature, scale, steps, resistance, beta, fresh, eps, decay, cool, heat, floor,
@@ -160,7 +161,7 @@ def _chunk(
 
 
 @triton.jit(do_not_specialize=PLAIN)
-def sign_split_kernel(
+def _step_kernel(
     table, gradients, sums, values, lr_at, scale_at, found_at, count, lr, kappa, beta, fresh, eps, decay, cool, heat,
     floor, span, cryo, seed_low, seed_high,
     MODE: tl.constexpr, LAZY: tl.constexpr, MAXIMIZE: tl.constexpr, PADDED: tl.constexpr, DECAYS: tl.constexpr,
@@ -207,7 +208,7 @@ def sign_split_kernel(
 
 
 @triton.jit(do_not_specialize=["count", "chunks", "found_at"])
-def rms_kernel(table, sums, found_at, count, chunks, FOUND: tl.constexpr, LANES: tl.constexpr):
+def _rms_kernel(table, sums, found_at, count, chunks, FOUND: tl.constexpr, LANES: tl.constexpr):
     """One program for each tensor: the root of the mean of (P + N)^2, from the sums of its chunks."""
     found = 0.0
     if FOUND:
@@ -303,12 +304,13 @@ def step(table: Table, hyper: Hyper) -> None:
     if not chunks:
         return
     fixed, gradients = _on_device(table)
+    places = np.bitwise_or.reduce(rows[:, : POSITIVE_SCALE.value])
     sums = torch.empty(chunks if consolidate else 1, dtype=torch.float32, device=p.device)
     floor, cool, heat = hyper.temperature or (0.0, 0.0, 0.0)
     stochastic = p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic"
     seed = (word - (1 << 32) if word >> 31 else word for word in (hyper.seed & 0xFFFFFFFF, hyper.seed >> 32))
     launch(
-        sign_split_kernel, chunks, p,
+        _step_kernel, chunks, p,
         fixed, gradients, sums, fixed if first.positive_scale is None else _values(p.device),
         *(sums if t is None else t for t in (lr_at, scale_at, found_at)), len(rows),
         0.0 if isinstance(lr, Tensor) else lr,
@@ -319,12 +321,12 @@ def step(table: Table, hyper: Hyper) -> None:
         PARAM=TYPES[p.dtype], GRAD=TYPES[first.g.dtype], STATE=TYPES[first.positive.dtype],
         ROUNDING=2 if first.compensation is not None else int(stochastic),
         STOCHASTIC=first.step is not None and hyper.state_rounding == "stochastic",
-        ROWS=bool(rows[:, CRYO.value].any()), ALIGNED=not np.bitwise_or.reduce(rows[:, : POSITIVE_SCALE.value], None) % 16,
+        ROWS=bool(rows[:, CRYO.value].any()), ALIGNED=0 if (places % ALIGNMENT).any() else ALIGNMENT,
         LR_TENSOR=lr_at is not None, SCALED=scale_at is not None, FOUND=found_at is not None,
         COUNT=BLOCKS, num_warps=warps_of(BLOCKS, rounding.BLOCK),
     )  # fmt: skip
     if consolidate:
         launch(
-            rms_kernel, len(rows), p, fixed, sums, sums if found_at is None else found_at, len(rows), chunks,
+            _rms_kernel, len(rows), p, fixed, sums, sums if found_at is None else found_at, len(rows), chunks,
             FOUND=found_at is not None, LANES=LANES, num_warps=4,
         )  # fmt: skip
