@@ -82,19 +82,25 @@ def stochastic_bfloat16(x, random):
 
 
 @triton.jit
+def _from_decade(y, up, levels, top, scale, count):
+    below = y <= top
+    return tl.where(below, scale, up), tl.where(below, count, levels)
+
+
+@triton.jit
 def encoded(x, random, STOCHASTIC: tl.constexpr):
     """Codes of [COUNT, BLOCK] numbers, none negative, and a scale for each row, [COUNT]."""
     scale = tl.max(x, axis=1)
     y = tl.div_rn(x, tl.zeros_like(x) + tl.where(scale > 0, scale, 1.0)[:, None])
     up = tl.zeros_like(y) + 1.0
     levels = up * 128.0
-    for z in tl.static_range(1, 8):
-        top: tl.constexpr = 10.0**-z
-        power: tl.constexpr = 10.0**z
-        count: tl.constexpr = 128.0 / 2**z
-        below = y <= top
-        up = tl.where(below, power, up)
-        levels = tl.where(below, count, levels)
+    up, levels = _from_decade(y, up, levels, 1e-1, 1e1, 64.0)
+    up, levels = _from_decade(y, up, levels, 1e-2, 1e2, 32.0)
+    up, levels = _from_decade(y, up, levels, 1e-3, 1e3, 16.0)
+    up, levels = _from_decade(y, up, levels, 1e-4, 1e4, 8.0)
+    up, levels = _from_decade(y, up, levels, 1e-5, 1e5, 4.0)
+    up, levels = _from_decade(y, up, levels, 1e-6, 1e6, 2.0)
+    up, levels = _from_decade(y, up, levels, 1e-7, 1e7, 1.0)
     scaled = y * up
     place = tl.where(levels == 1, scaled, (scaled - 0.1) * 1.1111111)
     offset = tl.zeros_like(y) + 0.5
