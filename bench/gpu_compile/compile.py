@@ -22,14 +22,16 @@ from kssm_kernels.triton import _launch
 
 ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = (80, 90, 100), ("gfx942",)
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+TYPES = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.uint8: "*u8",
+}  # fmt: skip
 Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, arguments, compile-time arguments
 
 
 @contextmanager
 def recorded(lanes: int) -> Iterator[list[Launch]]:
     """Triton launches within, as on a device with so many lanes: noted down in place of being run."""
-    names = ("order_parameters", "kuramoto", "kuramoto_long", "bistable_coupling")
+    names = ("order_parameters", "kuramoto", "kuramoto_long", "bistable_coupling", "sign_split")
     modules: list[Any] = [importlib.import_module(f"kssm_kernels.triton.{name}") for name in names]
     found: list[Launch] = []
 
