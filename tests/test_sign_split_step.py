@@ -1,4 +1,4 @@
-"""The sign-split EMA step: the table of the specification in closed form, and its properties, on every implementation."""
+"""The sign-split EMA step: a table of it in closed form, and its properties, on every implementation."""
 
 from __future__ import annotations
 
@@ -180,8 +180,9 @@ def test_a_bad_gradient_touches_its_own_element_only(name: str, mode: str, bad: 
     others = torch.arange(37) != 11
     assert [r[11].item() for r in results] == [1.0, 0.0, 0.0]
     for a, b in zip(good, results, strict=True):
-        # in consolidate the element is missing from the rms
-        torch.testing.assert_close(a[others], b[others], rtol=0, atol=0.05 if mode == "consolidate" else 0)
+        # in consolidate the element is missing from the rms, by which no step changes by more than the whole resistance
+        slack = 1e-4 if mode == "consolidate" and a is good[0] else 0.0
+        torch.testing.assert_close(a[others], b[others], rtol=0, atol=slack)
 
 
 @implementations
@@ -201,7 +202,7 @@ def test_temperature_settles_at_one_half_in_noise(name: str) -> None:
             p.grad = torch.randn(2000)
             optimizer.step()
             t = optimizer.state[p]["temperature"]
-        assert 0 <= t.min()
+        assert t.min() >= 0
         assert t.max() <= 1
         assert abs(t.mean().item() - 0.5) < 0.05
 
