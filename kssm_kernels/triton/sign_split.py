@@ -26,7 +26,7 @@ BLOCKS = 4  # of 256 elements, what 8-bit means share a scale in: a program's ch
 CHUNK = BLOCKS * rounding.BLOCK
 RUN = 8  # elements: 128 bits of the smallest that are loaded so
 ALIGNMENT = 16  # bytes: accesses of 128 bits
-LANES = 1024  # chunk sums that the rms adds at a time
+LANES = 4096  # chunk sums that the rms adds at a time
 TYPES = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
     torch.uint8: tl.uint8,
@@ -289,14 +289,14 @@ def step(table: Table, hyper: Hyper) -> None:
         return
     fixed, gradients = _on_device(table)
     places = np.bitwise_or.reduce(rows[:, : POSITIVE_SCALE.value])
-    sums = torch.empty(chunks if consolidate else 1, dtype=torch.float32, device=p.device)
+    sums = torch.empty(chunks, dtype=torch.float32, device=p.device) if consolidate else fixed
     floor, cool, heat = hyper.temperature or (0.0, 0.0, 0.0)
     stochastic = p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic"
     seed = (word - (1 << 32) if word >> 31 else word for word in (hyper.seed & 0xFFFFFFFF, hyper.seed >> 32))
     launch(
         _step_kernel, chunks, p,
         fixed, gradients, sums, fixed if first.positive_scale is None else _values(p.device),
-        *(sums if t is None else t for t in (lr_at, scale_at, found_at)), len(rows),
+        *(fixed if t is None else t for t in (lr_at, scale_at, found_at)), len(rows),
         0.0 if isinstance(lr, Tensor) else lr,
         float(hyper.kappa), float(hyper.beta), 1.0 - hyper.beta, float(hyper.eps), float(hyper.weight_decay),
         float(cool), float(heat), float(floor), 1.0 - floor, float(hyper.cryo), *seed,
@@ -311,6 +311,6 @@ def step(table: Table, hyper: Hyper) -> None:
     )  # fmt: skip
     if consolidate:
         launch(
-            _rms_kernel, len(rows), p, fixed, sums, sums if found_at is None else found_at, len(rows), chunks,
-            FOUND=found_at is not None, LANES=LANES, num_warps=4,
+            _rms_kernel, len(rows), p, fixed, sums, fixed if found_at is None else found_at, len(rows), chunks,
+            FOUND=found_at is not None, LANES=LANES, num_warps=8,
         )  # fmt: skip
