@@ -22,10 +22,11 @@ from kssm_kernels.optim._table import FIELDS, GRADIENT, Table
 from kssm_kernels.triton._launch import launch, warps_of
 from kssm_kernels.triton._sign_split import BLOCK, advance, encoded, random_words, stochastic_bfloat16
 
-BLOCKS = 8  # of 256 elements, what 8-bit means share a scale in: a program's chunk, eight elements for each thread
+BLOCKS = 4  # of 256 elements, what 8-bit means share a scale in: a program's chunk, eight elements for each thread
 CHUNK = BLOCKS * rounding.BLOCK
+RUN = 8  # elements: 128 bits of the smallest that are loaded so
 ALIGNMENT = 16  # bytes: accesses of 128 bits
-LANES = 1024  # chunk sums that the rms adds at a time
+LANES = 4096  # chunk sums that the rms adds at a time
 TYPES = {
     torch.float32: tl.float32, torch.float64: tl.float64, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16,
     torch.uint8: tl.uint8,
@@ -55,47 +56,26 @@ def _pointer(address, begin, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _read(pointer, e, left, WHOLE: tl.constexpr):
-    """Elements e; zero behind the end, where a gradient of zero adds nothing to the sum of squares."""
-    if WHOLE:  # no mask: one whose runs are not known would make loads of single elements
-        return tl.load(pointer + e)
-    else:
-        return tl.load(pointer + e, mask=e < left, other=0)
-
-
-@triton.jit
-def _write(pointer, e, left, x, WHOLE: tl.constexpr):
-    if WHOLE:
-        tl.store(pointer + e, x)
-    else:
-        tl.store(pointer + e, x, mask=e < left)
-
-
-@triton.jit
-def _read_mean(pointer, scales, values, e, left, STATE: tl.constexpr, WHOLE: tl.constexpr):
-    stored = _read(pointer, e, left, WHOLE)
+def _read_mean(pointer, scales, values, e, live, STATE: tl.constexpr):
+    stored = tl.load(pointer + e, mask=live, other=0)
     if STATE.is_uint8():
-        first = tl.min(e, axis=1)
-        scale = tl.load(scales + first // BLOCK, mask=first < left, other=0.0)
-        return tl.load(values + stored.to(tl.int32)) * scale[:, None]
+        scale = tl.load(scales + e // BLOCK, mask=live, other=0.0)
+        return tl.load(values + stored.to(tl.int32)) * scale
     else:
         return stored.to(tl.float32)
 
 
 @triton.jit
-def _write_mean(
-    pointer, scales, e, left, x, random,
-    STATE: tl.constexpr, STOCHASTIC: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
+def _write_mean(pointer, scales, e, live, x, random, STATE: tl.constexpr, STOCHASTIC: tl.constexpr):
     if STATE.is_uint8():
         codes, scale = encoded(x, random, STOCHASTIC)
-        _write(pointer, e, left, codes, WHOLE)
-        first = tl.min(e, axis=1)
-        tl.store(scales + first // BLOCK, scale, mask=first < left)
+        tl.store(pointer + e, codes, mask=live)
+        at = tl.min(e, axis=1) // BLOCK
+        tl.store(scales + at, scale, mask=tl.max(live.to(tl.int32), axis=1) > 0)
     elif STOCHASTIC and STATE.is_bf16():
-        _write(pointer, e, left, stochastic_bfloat16(x, random), WHOLE)
+        tl.store(pointer + e, stochastic_bfloat16(x, random), mask=live)
     else:
-        _write(pointer, e, left, x.to(STATE), WHOLE)
+        tl.store(pointer + e, x.to(STATE), mask=live)
 
 
 @triton.jit
@@ -105,33 +85,34 @@ def _chunk(
     MODE: tl.constexpr, LAZY: tl.constexpr, SCALED: tl.constexpr, MAXIMIZE: tl.constexpr, PADDED: tl.constexpr,
     DECAYS: tl.constexpr, TEMPERED: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
     ROUNDING: tl.constexpr, STOCHASTIC: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
-    COUNT: tl.constexpr, WHOLE: tl.constexpr,
+    COUNT: tl.constexpr, RUN: tl.constexpr,
 ):  # fmt: skip
-    """Steps COUNT blocks of elements from ``begin``; returns the sum of (P + N)^2."""
+    """Steps COUNT blocks of elements from ``begin``, ``left`` of them, which RUN divides; the sum of (P + N)^2."""
     e = tl.arange(0, COUNT)[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    live = e // RUN < left // RUN  # alike within runs, or else every load would be one of single elements
     p_at = _pointer(tl.load(fields + P), begin, PARAM, ALIGNED)
     positive_at = _pointer(tl.load(fields + POSITIVE), begin, STATE, ALIGNED)
     negative_at = _pointer(tl.load(fields + NEGATIVE), begin, STATE, ALIGNED)
     positive_scales = _pointer(tl.load(fields + POSITIVE_SCALE), begin // BLOCK, tl.float32, 0)
     negative_scales = _pointer(tl.load(fields + NEGATIVE_SCALE), begin // BLOCK, tl.float32, 0)
-    stored = _read(p_at, e, left, WHOLE)
-    g = _read(_pointer(gradient, begin, GRAD, ALIGNED), e, left, WHOLE).to(tl.float32)
-    positive = _read_mean(positive_at, positive_scales, values, e, left, STATE, WHOLE)
-    negative = _read_mean(negative_at, negative_scales, values, e, left, STATE, WHOLE)
+    stored = tl.load(p_at + e, mask=live, other=0)
+    g = tl.load(_pointer(gradient, begin, GRAD, ALIGNED) + e, mask=live, other=0).to(tl.float32)
+    positive = _read_mean(positive_at, positive_scales, values, e, live, STATE)
+    negative = _read_mean(negative_at, negative_scales, values, e, live, STATE)
     p = stored.to(tl.float32)
     if ROUNDING == 2:
         lost_at = _pointer(tl.load(fields + COMPENSATION), begin, tl.bfloat16, ALIGNED)
-        lost = _read(lost_at, e, left, WHOLE)
+        lost = tl.load(lost_at + e, mask=live, other=0)
         p = p + lost.to(tl.float32)
     temperature = p
     if TEMPERED:
         temperature_at = _pointer(tl.load(fields + TEMPERATURE), begin, tl.float32, ALIGNED)
-        temperature = _read(temperature_at, e, left, WHOLE)
+        temperature = tl.load(temperature_at + e, mask=live, other=0)
     steps = tl.zeros_like(p) + step
     if ROWS:  # some tensors of the table have a divisor per row
         cryo = tl.load(fields + CRYO)
         rows_at = cryo.to(tl.pointer_type(tl.float32)) + (begin + e) // tl.load(fields + ROW)
-        steps = tl.div_rn(steps, tl.load(rows_at, mask=e < tl.where(cryo != 0, left, 0), other=1.0))
+        steps = tl.div_rn(steps, tl.load(rows_at, mask=live & (e < tl.where(cryo != 0, left, 0)), other=1.0))
 
     new_p, positive, negative, temperature = advance(
         g, p, positive, negative, temperature, scale, steps, resistance, beta, fresh, eps, decay, cool, heat, floor,
@@ -145,17 +126,17 @@ def _chunk(
     if ROUNDING == 2:  # what did not move stays as it is, in its last bit too
         moved = new_p != p
         kept = new_p.to(tl.bfloat16)
-        _write(p_at, e, left, tl.where(moved, kept, stored), WHOLE)
-        _write(lost_at, e, left, tl.where(moved, (new_p - kept.to(tl.float32)).to(tl.bfloat16), lost), WHOLE)
+        tl.store(p_at + e, tl.where(moved, kept, stored), mask=live)
+        tl.store(lost_at + e, tl.where(moved, (new_p - kept.to(tl.float32)).to(tl.bfloat16), lost), mask=live)
     elif ROUNDING == 1:
-        _write(p_at, e, left, stochastic_bfloat16(new_p, words >> 16), WHOLE)
+        tl.store(p_at + e, stochastic_bfloat16(new_p, words >> 16), mask=live)
     else:
-        _write(p_at, e, left, new_p.to(PARAM), WHOLE)
-    _write_mean(positive_at, positive_scales, e, left, positive, words & 0xFFFF, STATE, STOCHASTIC, WHOLE)
+        tl.store(p_at + e, new_p.to(PARAM), mask=live)
+    _write_mean(positive_at, positive_scales, e, live, positive, words & 0xFFFF, STATE, STOCHASTIC)
     hashed = (words * 0x9E3779B1) >> 16
-    _write_mean(negative_at, negative_scales, e, left, negative, hashed, STATE, STOCHASTIC, WHOLE)
+    _write_mean(negative_at, negative_scales, e, live, negative, hashed, STATE, STOCHASTIC)
     if TEMPERED:
-        _write(temperature_at, e, left, temperature, WHOLE)
+        tl.store(temperature_at + e, temperature, mask=live)
     size = positive + negative
     return tl.sum(tl.sum(size * size, axis=1), axis=0)
 
@@ -168,6 +149,7 @@ def _step_kernel(
     TEMPERED: tl.constexpr, PARAM: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
     ROUNDING: tl.constexpr, STOCHASTIC: tl.constexpr, ROWS: tl.constexpr, ALIGNED: tl.constexpr,
     LR_TENSOR: tl.constexpr, SCALED: tl.constexpr, FOUND: tl.constexpr, COUNT: tl.constexpr,
+    RUN: tl.constexpr,
 ):  # fmt: skip
     """One program for each chunk. table: rows, behind them the words of the chunks."""
     found = 0.0
@@ -180,7 +162,7 @@ def _step_kernel(
         begin = (word & 0xFFFFFFFF) * (COUNT * BLOCK)
         fields = table + tensor * WIDTH
         gradient = tl.load(gradients + tensor)
-        left = tl.load(fields + N) - begin
+        left = tl.minimum(tl.load(fields + N) - begin, COUNT * BLOCK).to(tl.int32)
         if LR_TENSOR:
             lr = tl.load(lr_at).to(tl.float32)
         step = tl.div_rn(lr, cryo)
@@ -191,18 +173,20 @@ def _step_kernel(
         if MODE == 2:
             rms = tl.load(tl.load(fields + RMS).to(tl.pointer_type(tl.float32)))
             resistance = tl.where(rms > 0, tl.div_rn(kappa, tl.where(rms > 0, rms, 1.0)), 0.0)
-        if left >= COUNT * BLOCK:
-            total = _chunk(
+        total = 0.0
+        if left % RUN == 0:
+            total += _chunk(
                 fields, gradient, begin, left, values, scale, step, resistance, beta, fresh, eps, decay, cool, heat,
                 floor, span, seed_low, seed_high, MODE, LAZY, SCALED, MAXIMIZE, PADDED, DECAYS, TEMPERED, PARAM, GRAD,
-                STATE, ROUNDING, STOCHASTIC, ROWS, ALIGNED, COUNT, True,
+                STATE, ROUNDING, STOCHASTIC, ROWS, ALIGNED, COUNT, RUN,
             )  # fmt: skip
-        else:
-            total = _chunk(
-                fields, gradient, begin, left, values, scale, step, resistance, beta, fresh, eps, decay, cool, heat,
-                floor, span, seed_low, seed_high, MODE, LAZY, SCALED, MAXIMIZE, PADDED, DECAYS, TEMPERED, PARAM, GRAD,
-                STATE, ROUNDING, STOCHASTIC, ROWS, ALIGNED, COUNT, False,
-            )  # fmt: skip
+        else:  # an end of odd size: single elements, block by block, in few registers
+            for done in range(0, left, BLOCK):
+                total += _chunk(
+                    fields, gradient, begin + done, left - done, values, scale, step, resistance, beta, fresh, eps,
+                    decay, cool, heat, floor, span, seed_low, seed_high, MODE, LAZY, SCALED, MAXIMIZE, PADDED, DECAYS,
+                    TEMPERED, PARAM, GRAD, STATE, ROUNDING, STOCHASTIC, ROWS, ALIGNED, 1, 1,
+                )  # fmt: skip
         if MODE == 2:
             tl.store(sums + chunk, total)
 
@@ -305,14 +289,14 @@ def step(table: Table, hyper: Hyper) -> None:
         return
     fixed, gradients = _on_device(table)
     places = np.bitwise_or.reduce(rows[:, : POSITIVE_SCALE.value])
-    sums = torch.empty(chunks if consolidate else 1, dtype=torch.float32, device=p.device)
+    sums = torch.empty(chunks, dtype=torch.float32, device=p.device) if consolidate else fixed
     floor, cool, heat = hyper.temperature or (0.0, 0.0, 0.0)
     stochastic = p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic"
     seed = (word - (1 << 32) if word >> 31 else word for word in (hyper.seed & 0xFFFFFFFF, hyper.seed >> 32))
     launch(
         _step_kernel, chunks, p,
         fixed, gradients, sums, fixed if first.positive_scale is None else _values(p.device),
-        *(sums if t is None else t for t in (lr_at, scale_at, found_at)), len(rows),
+        *(fixed if t is None else t for t in (lr_at, scale_at, found_at)), len(rows),
         0.0 if isinstance(lr, Tensor) else lr,
         float(hyper.kappa), float(hyper.beta), 1.0 - hyper.beta, float(hyper.eps), float(hyper.weight_decay),
         float(cool), float(heat), float(floor), 1.0 - floor, float(hyper.cryo), *seed,
@@ -323,10 +307,10 @@ def step(table: Table, hyper: Hyper) -> None:
         STOCHASTIC=first.step is not None and hyper.state_rounding == "stochastic",
         ROWS=bool(rows[:, CRYO.value].any()), ALIGNED=0 if (places % ALIGNMENT).any() else ALIGNMENT,
         LR_TENSOR=lr_at is not None, SCALED=scale_at is not None, FOUND=found_at is not None,
-        COUNT=BLOCKS, num_warps=warps_of(BLOCKS, rounding.BLOCK),
+        COUNT=BLOCKS, RUN=RUN, num_warps=warps_of(BLOCKS, rounding.BLOCK),
     )  # fmt: skip
     if consolidate:
         launch(
-            _rms_kernel, len(rows), p, fixed, sums, sums if found_at is None else found_at, len(rows), chunks,
-            FOUND=found_at is not None, LANES=LANES, num_warps=4,
+            _rms_kernel, len(rows), p, fixed, sums, fixed if found_at is None else found_at, len(rows), chunks,
+            FOUND=found_at is not None, LANES=LANES, num_warps=8,
         )  # fmt: skip
