@@ -194,8 +194,10 @@ template <class T> class Stepper {
 
     if (!direct) write_parameter(t, p, begin, count, work);
     if (!direct_states) {
-      write_state(positive, t.positive_scale, block, count, work.positive, work.words, bits_for_positive);
-      write_state(negative, t.negative_scale, block, count, work.negative, work.words, bits_for_negative);
+      write_state(positive, t.positive_scale, block, count, work.positive, work.words,
+                  [](uint32_t w) { return bits_for_positive(w); });
+      write_state(negative, t.negative_scale, block, count, work.negative, work.words,
+                  [](uint32_t w) { return bits_for_negative(w); });
     }
     if (temperature && !whole) store_row<T>(code_of<T>(), temperature, count, work.temperature);
     return sum;

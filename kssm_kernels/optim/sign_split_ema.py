@@ -287,9 +287,9 @@ class SignSplitEMA(torch.optim.Optimizer):
         if hyper.found_inf is None or hyper.found_inf.device.type == "cpu":
             torch._foreach_add_(steps, 1)
         else:
-            done = (hyper.found_inf == 0).to(torch.int64).squeeze()
-            for device in {step.device for step in steps}:  # one launch for all, not one each
-                torch._foreach_add_([step for step in steps if step.device == device], done.to(device))
+            done = (hyper.found_inf == 0).to(torch.int64)
+            for step in steps:  # torch._foreach_add_ of a tensor waits for the device, and cannot be captured
+                step.add_(done.to(step.device))
 
 
 def _write_back(p: Tensor, t: Tensors, state: dict[str, Any]) -> bool:
