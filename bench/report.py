@@ -26,6 +26,7 @@ TITLES = {
     "test_bank.py": "FusedKuramoto: width 384, batch 4, length 512, 192 oscillators, 32 harmonics",
     "test_memory.py": "Peak extra memory",
     "test_train_step.py": "One training step of K-SSM v3: batch 4, length 512",
+    "test_optimizer.py": "One step of SignSplitEMA: normalized, float32 parameters",
     "test_overhead.py": "Overhead of a call on tiny tensors, and of the import",
 }
 INTRODUCTION = """\
