@@ -248,4 +248,6 @@ def explain(op: str | Callable[..., Any], *tensors: torch.Tensor) -> str:
             lines.append(f"  {backend}: could run: {_STATUS[backend]()[1]}; use_backend({backend!r}) chooses it")
         else:
             lines.append(f"  {backend}: could run; only use_backend({backend!r}) chooses it here")
+    if name != "sign_split_ema":
+        lines[-1] += "; forward mode (torch.func.jvp, jacfwd) computes its tangents here, whatever runs the call"
     return "\n".join(lines)

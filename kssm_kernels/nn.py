@@ -30,6 +30,27 @@ def _check_last(module: str, x: Tensor, wanted: int) -> None:
         raise ValueError(f"{module}: input must have shape [..., {wanted}], got {tuple(x.shape)}")
 
 
+@torch.no_grad()
+def _spread(omega: Tensor) -> None:
+    """Natural frequencies from -pi to pi, evenly."""
+    omega.copy_(torch.linspace(-math.pi, math.pi, omega.numel(), dtype=omega.dtype, device=omega.device))
+
+
+def _outside(value: Tensor | None) -> Tensor | None:
+    """A scalar that a module kept from its last call, usable after the transform that the call ran under.
+
+    torch.func wraps the tensors of each level; outside, the wrapper is dead. Under vmap it held one scalar per member.
+    """
+    functorch: Any = torch._C._functorch
+    found = value
+    while found is not None and not torch.compiler.is_compiling() and functorch.is_functorch_wrapped_tensor(found):
+        level = functorch.maybe_get_level(found)
+        if 0 < level <= (functorch.maybe_current_level() or 0):
+            break  # still inside the transform
+        found = functorch.get_unwrapped(found)
+    return found if found is None or found is value else found.mean()
+
+
 class FusedKuramoto(nn.Module):
     """The K-SSM v3 bank: bistable coupling from ten algebraic parameters, one noisy update, H order parameters.
 
@@ -57,8 +78,8 @@ class FusedKuramoto(nn.Module):
     (torch.Size([2, 5, 16]), torch.Size([2, 5]), torch.Size([2, 5, 24]))
     """
 
-    last_delta_val: Tensor | None
-    last_u_val: Tensor | None
+    _last_delta_val: Tensor | None = None
+    _last_u_val: Tensor | None = None
 
     def __init__(
         self,
@@ -81,11 +102,41 @@ class FusedKuramoto(nn.Module):
         self.clamp = clamp
         self.noise = noise
         self.to_params = nn.Linear(hidden_dim, 10)
-        self.omega_0 = nn.Parameter(torch.linspace(-math.pi, math.pi, n_oscillators))
+        self.omega_0 = nn.Parameter(torch.empty(n_oscillators))
         self.readout = nn.Linear(3 * n_harmonics, hidden_dim)
-        self.delta_param = nn.Parameter(torch.tensor([0.1]))
+        self.delta_param = nn.Parameter(torch.empty(1))
         self.last_delta_val = None
         self.last_u_val = None
+        self._reset_own()
+
+    def reset_parameters(self) -> None:
+        """Every parameter as a new bank has it (after ``to_empty`` of a bank made on the meta device, say)."""
+        self.to_params.reset_parameters()
+        self.readout.reset_parameters()
+        self._reset_own()
+
+    @torch.no_grad()
+    def _reset_own(self) -> None:
+        _spread(self.omega_0)
+        self.delta_param.fill_(0.1)
+
+    @property
+    def last_delta_val(self) -> Tensor | None:
+        """``mean |Delta|`` of the last call; after one under ``torch.func.vmap``, over all members."""
+        return _outside(self._last_delta_val)
+
+    @last_delta_val.setter
+    def last_delta_val(self, value: Tensor | None) -> None:
+        self._last_delta_val = value
+
+    @property
+    def last_u_val(self) -> Tensor | None:
+        """``mean u`` of the last call; after one under ``torch.func.vmap``, over all members."""
+        return _outside(self._last_u_val)
+
+    @last_u_val.setter
+    def last_u_val(self, value: Tensor | None) -> None:
+        self._last_u_val = value
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _check_last("FusedKuramoto", x, self.hidden_dim)
@@ -108,13 +159,14 @@ class FusedKuramoto(nn.Module):
 
     def get_regularization_loss(self, lambda1: float = 0.1, lambda2: float = 0.5, epsilon: float = 1e-5) -> Tensor:
         """``lambda1 / (mean |Delta| + epsilon) - lambda2 log(max(mean u, epsilon))`` of the last call."""
-        if self.last_delta_val is None or self.last_u_val is None:
+        delta, u = self.last_delta_val, self.last_u_val
+        if delta is None or u is None:
             raise RuntimeError("FusedKuramoto: get_regularization_loss needs a forward call first")
-        return lambda1 / (self.last_delta_val + epsilon) - lambda2 * torch.log(self.last_u_val.clamp_min(epsilon))
+        return lambda1 / (delta + epsilon) - lambda2 * torch.log(u.clamp_min(epsilon))
 
     def __getstate__(self) -> dict[str, Any]:
         # The last call's values belong to its graph: a copy or a pickle starts without them.
-        return {**self.__dict__, "last_delta_val": None, "last_u_val": None}
+        return {**self.__dict__, "_last_delta_val": None, "_last_u_val": None}
 
     def extra_repr(self) -> str:
         sizes = f"n_oscillators={self.n_oscillators}, n_harmonics={self.n_harmonics}"
@@ -141,8 +193,15 @@ class FusedKuramotoV1(nn.Module):
         _positive("FusedKuramotoV1", n_oscillators=n_oscillators)
         self.n_oscillators = n_oscillators
         self.coupling_strength = coupling_strength
-        self.omega = nn.Parameter(torch.linspace(-math.pi, math.pi, n_oscillators))
-        self.coupling = nn.Parameter(torch.randn(n_oscillators, n_oscillators) * 0.1)
+        self.omega = nn.Parameter(torch.empty(n_oscillators))
+        self.coupling = nn.Parameter(torch.empty(n_oscillators, n_oscillators))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every parameter as a new bank has it."""
+        _spread(self.omega)
+        self.coupling.normal_(0.0, 0.1)
 
     def forward(self, f: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _check_last("FusedKuramotoV1", f, self.n_oscillators)
@@ -173,9 +232,16 @@ class FusedKuramotoV2(nn.Module):
         self.n_oscillators = n_oscillators
         self.base_coupling = base_coupling
         self.to_freq = nn.Linear(hidden_dim, n_oscillators)
-        self.omega = nn.Parameter(torch.linspace(-math.pi, math.pi, n_oscillators))
+        self.omega = nn.Parameter(torch.empty(n_oscillators))
         self.coupling_mod = nn.Linear(hidden_dim, 1)
         self.phase_to_hidden = nn.Linear(2 * n_oscillators, hidden_dim)
+        _spread(self.omega)
+
+    def reset_parameters(self) -> None:
+        """Every parameter as a new bank has it."""
+        for linear in (self.to_freq, self.coupling_mod, self.phase_to_hidden):
+            linear.reset_parameters()
+        _spread(self.omega)
 
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _check_last("FusedKuramotoV2", h, self.hidden_dim)

@@ -134,6 +134,7 @@ def test_explain_names_what_runs_and_why_not_the_others(usable: dict[str, bool])
     assert text.startswith("order_parameters on cpu, float32: ")
     assert "cuda: cannot run: the tensors are on cpu" in text
     assert "triton: cannot run: triton as the test has it" in text
+    assert "forward mode (torch.func.jvp, jacfwd) computes its tangents here" in text.splitlines()[-1]
     assert "torch: " in text
     with use_backend("torch"):
         assert "torch, chosen by use_backend" in explain("kuramoto_update", torch.zeros(3))

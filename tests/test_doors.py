@@ -44,16 +44,20 @@ def _samples() -> list[tuple[str, Any, tuple[Any, ...]]]:
     ops: Any = torch.ops.kssm_kernels
     seed = torch.tensor(SEED)
     one = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    rest = (seed, 0.1, 2)
+    rest = (seed, torch.tensor(0.1, dtype=torch.float64), 2)
     return [
         ("order_parameters", ops.order_parameters, (_leaf(2, 5), 3)),
         ("strided", ops.order_parameters, (torch.randn(5, 4).t().requires_grad_(), 2)),
         ("vector", ops.order_parameters, (_leaf(5), 1)),
         ("empty", ops.order_parameters, (_leaf(0, 5), 2)),
         ("kuramoto, both", ops.kuramoto, (_leaf(2, 5), _leaf(2, 1), _leaf(5), one, _leaf(1), *rest, 3, True)),
-        ("kuramoto, features", ops.kuramoto, (_leaf(5), _leaf(2, 3, 1), None, None, None, None, 1.0, 1, 3, False)),
+        (
+            "kuramoto, features",
+            ops.kuramoto,
+            (_leaf(5), _leaf(2, 3, 1), None, None, None, None, torch.tensor(1.0).double(), 1, 3, False),
+        ),
         ("kuramoto, phases", ops.kuramoto, (_leaf(2, 5), one, None, None, _leaf(2, 5), *rest, 0, True)),
-        ("bistable", ops.bistable_coupling, (_leaf(3, 10), 0.1, 10.0)),
+        ("bistable", ops.bistable_coupling, (_leaf(3, 10), torch.tensor(0.1).double(), torch.tensor(10.0).double())),
     ]
 
 
@@ -68,9 +72,10 @@ def test_opcheck_of_the_backward_op(needed: list[bool], backend: str) -> None:
     theta, coupling, omega = torch.randn(2, 5), torch.rand(2, 1), torch.rand(5)
     lag, scale = (torch.tensor(0.1), torch.rand(1)) if all(needed) else (None, None)
     ops: Any = torch.ops.kssm_kernels
-    features, phases = ops.kuramoto(theta, coupling, omega, lag, scale, torch.tensor(1), 0.1, 2, 3, True)
+    dt = torch.tensor(0.1, dtype=torch.float64)
+    features, phases = ops.kuramoto(theta, coupling, omega, lag, scale, torch.tensor(1), dt, 2, 3, True)
     g = torch.ones_like(features), torch.ones_like(phases)
-    args = (theta, coupling, omega, lag, scale, torch.tensor(1), 0.1, 2, 3, features, phases, *g, needed)
+    args = (theta, coupling, omega, lag, scale, torch.tensor(1), dt, 2, 3, features, phases, *g, needed)
     torch.library.opcheck(ops.kuramoto_backward.default, args)
     features = order_parameters(theta, 3)
     torch.library.opcheck(ops.order_parameters_backward.default, (theta, features, torch.ones_like(features)))
@@ -236,31 +241,6 @@ def test_vmap_gives_every_member_its_own_noise(backend: str) -> None:
     assert torch.equal(torch.func.vmap(one)(theta), one(theta))
     compiled = torch.compile(lambda t: torch.func.vmap(one)(t), backend="aot_eager")
     assert torch.equal(compiled(theta), one(theta))
-
-
-def test_a_batched_seed_is_refused_by_name(backend: str) -> None:
-    with pytest.raises(RuntimeError, match="seed that differs along the vmapped axis is not supported"):
-        torch.func.vmap(lambda s: kuramoto_update(torch.zeros(5), 0.0, noise_scale=1.0, seed=s))(torch.arange(3))
-
-
-@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.jacrev, torch.func.hessian])
-def test_functional_derivatives_are_refused_by_name(transform: Callable[..., Any], backend: str) -> None:
-    for function in (lambda t: order_parameters(t, 2).sum(), lambda t: kuramoto_update(t, 1.0).sum()):
-        with pytest.raises(RuntimeError, match=r"(order_parameters|kuramoto_\w+): torch.func.grad.* not supported"):
-            transform(function)(torch.randn(4))
-
-
-def test_batched_cotangents_are_right_or_refused(backend: str) -> None:
-    theta = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    for function in (lambda: order_parameters(theta, 2), lambda: kuramoto_update(theta, 0.5)):
-        out = function()
-        given = torch.randn(3, *out.shape, dtype=torch.float64)
-        try:
-            (got,) = torch.autograd.grad(out, theta, given, is_grads_batched=True)
-        except RuntimeError:
-            continue
-        want = torch.stack([torch.autograd.grad(function(), theta, g)[0] for g in given])
-        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kssm import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+from torch import nn
 from torch.nn import functional
 
 VOCABULARY = 11
@@ -223,3 +224,22 @@ class TestGenerate:
     def test_refuses(self, options: dict[str, object], message: str):
         with pytest.raises(ValueError, match=message):
             SMALL["v1"]().generate(**{"tokens": some_tokens(), "max_new_tokens": 1, **options})
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: KSSMv1(9, 8, 6, 2), lambda: KSSMv2(9, 8, 2, 6), lambda: KSSMv3(9, 8, 2, 6, 2)]
+)
+def test_reset_parameters_after_meta_initialisation(make: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        model = make()
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 1e30)
+    for module in model.modules():  # parents first, as torch's own tools call them
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    like = make()
+    assert {k for k, _ in model.named_parameters()} == {k for k, _ in like.named_parameters()}  # a tied head stays tied
+    for (name, got), want in zip(model.named_parameters(), like.parameters(), strict=True):
+        assert got.abs().max() < 5, name
+        assert got.numel() < 20 or (got.std() - want.std()).abs() <= 0.5 * want.std() + 1e-6, name

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kssm_kernels.ops._door import check_integer, check_phases
+from kssm_kernels.ops._door import as_integer, as_number, check_dense, check_phases
+from kssm_kernels.ops._memory import strided
 
 Operand = Tensor | float | None
 
@@ -27,6 +28,16 @@ class Update(NamedTuple):
 
 OPERANDS = 4  # how many fields of Update come first and are differentiable
 SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
+
+# A call of many steps keeps its phases as x + d: x is the phase FOLD steps ago or less, d what has been added since. A
+# phase of 3 rad in float32 takes up steps of 0.01 to 1e-5 of their size, d to 1e-7. When d is added to x, what rounding
+# cuts off goes on into the next d. Calls of more than UNWRAPPED steps also take whole turns off x.
+FOLD = 8
+UNWRAPPED = 256
+# 2 pi = TURN + REST; a multiple of TURN, which has 8 bits, is exact, and so is what it leaves of x.
+TURN, REST = 6.28125, 0.0019353071795864769
+# Up to here the turns of a float32 phase are counted exactly; larger phases are reduced once, before the first step.
+COUNTABLE = 1e5
 
 # An operand as a kernel reads it: (owner of the memory or None, row stride, column stride, value), strides in elements
 # and 0 where it is shared; a number has no memory.
@@ -70,6 +81,7 @@ def operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype)
     """An operand over ensembles ``[*lead, N]`` in the arithmetic dtype, copied only if it must be."""
     if not isinstance(operand, Tensor):
         return (None, 0, 0, 0.0 if operand is None else operand)
+    operand = strided("an operand", operand)
     if operand.dtype != dtype:
         operand = operand.to(dtype)
     columns = operand.shape[-1] if operand.dim() else 1
@@ -92,7 +104,7 @@ def operand_rows(operand: Operand, lead: torch.Size, n: int, dtype: torch.dtype)
 
 def theta_rows(theta: Tensor, lead: torch.Size, rows: int) -> Strided:
     """theta in its own dtype and with its own strides; one vector for all rows is read where it lies."""
-    n = theta.shape[-1]
+    n, theta = theta.shape[-1], strided("theta", theta)
     if theta.is_contiguous() and theta.numel() == rows * n:  # lead differs by axes of length 1 at most
         return (theta, n, 1, 0.0)
     if is_shared(theta, rows):
@@ -106,54 +118,54 @@ def is_shared(theta: Tensor, rows: int) -> bool:
     return theta.numel() == theta.shape[-1] and rows != 1
 
 
-def _check_operand(op: str, name: str, value: Any, theta: Tensor) -> None:
+def _checked_operand(op: str, name: str, value: Any, theta: Tensor) -> Operand:
     """An operand is a finite number or a floating tensor on theta's device whose last axis is 1 or N."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            raise TypeError(f"{op}: {name} must be a floating-point tensor, got {value.dtype}")
-        if value.device != theta.device:
-            raise ValueError(f"{op}: {name} must be on theta's device {theta.device}, got {value.device}")
-        if value.dim() and value.shape[-1] not in (1, theta.shape[-1]):
-            hint = "; write .unsqueeze(-1) for one value per ensemble" if value.shape == theta.shape[:-1] else ""
-            raise ValueError(
-                f"{op}: {name} must be a scalar or broadcast against theta {tuple(theta.shape)} with a last axis of "
-                f"1 (per ensemble) or {theta.shape[-1]} (per oscillator), got {tuple(value.shape)}{hint}"
-            )
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{op}: {name} must be a number or a torch.Tensor, got {type(value).__name__}")
-    elif not -math.inf < value < math.inf:  # math.isfinite cannot be traced with a symbolic number
-        raise ValueError(f"{op}: {name} must be finite, got {value}")
+    if not isinstance(value, Tensor):
+        return value if value is None else as_number(op, name, value, "a number or a torch.Tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"{op}: {name} must be a floating-point tensor, got {value.dtype}")
+    check_dense(op, name, value)
+    if value.device != theta.device:
+        raise ValueError(f"{op}: {name} must be on theta's device {theta.device}, got {value.device}")
+    if value.dim() and value.shape[-1] not in (1, theta.shape[-1]):
+        hint = "; write .unsqueeze(-1) for one value per ensemble" if value.shape == theta.shape[:-1] else ""
+        raise ValueError(
+            f"{op}: {name} must be a scalar or broadcast against theta {tuple(theta.shape)} with a last axis of "
+            f"1 (per ensemble) or {theta.shape[-1]} (per oscillator), got {tuple(value.shape)}{hint}"
+        )
+    return value
 
 
-def check_update(op: str, theta: Tensor, u: Update) -> tuple[torch.Size, bool]:
-    """Raises for a bad argument; otherwise the shape of the ensembles, and whether the call is plain."""
+def checked(op: str, theta: Tensor, u: Update) -> tuple[Update, torch.Size, bool]:
+    """The update with Python's numbers for NumPy's, the shape of the ensembles, and whether the call is plain.
+
+    Raises for a bad argument.
+    """
     check_phases(op, theta)
-    coupling, omega, phase_lag, noise_scale, seed, dt, steps, _, _ = u
-    plain = is_plain(u)
-    if not (plain and isinstance(coupling, float) and -math.inf < coupling < math.inf):
-        _check_operand(op, "coupling", coupling, theta)
-        if omega is not None:
-            _check_operand(op, "omega", omega, theta)
-        if phase_lag is not None:
-            _check_operand(op, "phase_lag", phase_lag, theta)
-        if noise_scale is not None:
-            _check_operand(op, "noise_scale", noise_scale, theta)
-    if type(dt) is not float and (isinstance(dt, bool) or not isinstance(dt, (int, float))):
-        raise TypeError(f"{op}: dt must be a number, got {type(dt).__name__}")
-    if not -math.inf < dt < math.inf:
-        raise ValueError(f"{op}: dt must be finite, got {dt}")
+    coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases = u
+    plain = is_plain(u) and isinstance(coupling, float) and -math.inf < coupling < math.inf
+    if not plain:
+        if coupling is None:
+            raise TypeError(f"{op}: coupling must be a number or a torch.Tensor, got NoneType")
+        coupling = _checked_operand(op, "coupling", coupling, theta)
+        omega = _checked_operand(op, "omega", omega, theta)
+        phase_lag = _checked_operand(op, "phase_lag", phase_lag, theta)
+        noise_scale = _checked_operand(op, "noise_scale", noise_scale, theta)
+    if type(dt) is not float or not -math.inf < dt < math.inf:
+        dt = as_number(op, "dt", dt)
     if type(steps) is not int or not 0 <= steps < 2**31:
-        check_integer(op, "steps", steps, 0, 2**31 - 1)
+        steps = as_integer(op, "steps", steps, 0, 2**31 - 1)
     if isinstance(seed, Tensor):
         if seed.numel() != 1 or seed.is_floating_point():
             got = f"{seed.dtype} {tuple(seed.shape)}"
             raise ValueError(f"{op}: seed must be an int or an integer tensor of one element, got {got}")
     elif seed is not None:
-        check_integer(op, "seed", seed, -(2**63), 2**64 - 1)
+        seed = as_integer(op, "seed", seed, -(2**63), 2**64 - 1)
     if plain:
-        return theta.shape[:-1], True
+        return Update(coupling, None, None, None, seed, dt, steps, harmonics, return_phases), theta.shape[:-1], True
     try:
-        return leading_shape(theta, (coupling, omega, phase_lag, noise_scale)), False
+        lead = leading_shape(theta, (coupling, omega, phase_lag, noise_scale))
     except RuntimeError as error:
         shapes = [tuple(v.shape) for v in (theta, coupling, omega, phase_lag, noise_scale) if isinstance(v, Tensor)]
         raise ValueError(f"{op}: leading axes of theta and its operands must broadcast, got shapes {shapes}") from error
+    return Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases), lead, False

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.ops._door import DTYPES
+from kssm_kernels.ops._memory import strided
 from kssm_kernels.ops._update import (
     OPERANDS,
     Strided,
@@ -44,6 +45,8 @@ def call_arguments(theta: Tensor, u: Update, lead: torch.Size, keep: list[Tensor
     coupling, omega, phase_lag, noise_scale, _, dt, steps, harmonics, _ = u
     sizes = (rows, n, code, steps, harmonics, torch.get_num_threads(), dt)
     if is_plain(u) and theta.is_contiguous():
+        theta = strided("theta", theta)
+        keep.append(theta)
         return (*sizes, *_PLAIN, theta.data_ptr(), n, 1, 0.0, 0, 0, 0, coupling, *_NO_OTHERS)
     seed = 0 if noise_scale is None else seed_value(u)
     return (
@@ -104,10 +107,6 @@ def backward(
         targets += (result.data_ptr(), per_row, i == 0 or columns > 1)
     # Rounded to 16 bits the phases no longer reproduce the features: the kernel then starts from theta again.
     start = phases if theta.dtype == compute else None
-    if g_features is not None:
-        g_features = g_features.to(theta.dtype).contiguous()
-    if g_phases is not None:
-        g_phases = g_phases.to(theta.dtype).contiguous()
     saved = (_address(features), _address(start), _address(g_features), _address(g_phases))
     backends.cpu_extension.kuramoto_backward(call, *saved, tuple(targets))
     return results

@@ -197,9 +197,7 @@ def backward(
         return [None if s is None else torch.zeros_like(s) for s in sources]
     end = None
     if features is not None and g_features is not None:
-        end = End(u.harmonics, features.contiguous(), g_features.to(theta.dtype).contiguous())
-    if g_phases is not None:
-        g_phases = g_phases.to(theta.dtype).contiguous()
+        end = End(u.harmonics, features, g_features)
     if call.n <= k.FUSED_LIMIT:
         return _backward_fused(k, call, theta, u, lead, end, g_phases, sources)
     return _backward_long(k, order_parameters, call, theta, u, lead, end, g_phases, sources)

@@ -6,19 +6,63 @@ Equations: kuramoto_features.py, whose names these are.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kssm_kernels.ops._door import DTYPES
-from kssm_kernels.ops._update import OPERANDS, Operand, Update, leading_shape, seed_value, steps_together
+from kssm_kernels.ops._update import (
+    COUNTABLE,
+    FOLD,
+    OPERANDS,
+    REST,
+    TURN,
+    UNWRAPPED,
+    Operand,
+    Update,
+    leading_shape,
+    seed_value,
+    steps_together,
+)
 from kssm_kernels.ops.noise import philox_normal
 from kssm_kernels.ops.order_parameters import features_backward_torch, features_torch
 
 
 def _in_compute(operand: Operand, dtype: torch.dtype) -> Any:
     return operand.to(dtype) if isinstance(operand, Tensor) else operand
+
+
+class State(NamedTuple):
+    """Phases as base + moved + carry, each [..., N]: FOLD in _update.py says why. None stands for zero."""
+
+    base: Tensor
+    moved: Tensor | None = None
+    carry: Tensor | None = None
+
+    @property
+    def phases(self) -> Tensor:
+        return self.base if self.moved is None else self.base + self.moved
+
+
+def folded(state: State, wrap: bool) -> State:
+    """The same phases with nothing moved; modulo 2 pi if ``wrap``."""
+    x, moved, carry = state
+    if moved is None:
+        return state
+    y = moved if carry is None else moved + carry
+    if wrap:
+        turns = (x * (1 / math.tau)).round()
+        x = x - TURN * turns
+        y = y - REST * turns
+    total = x + y
+    part = total - x
+    return State(total, None, (x - (total - part)) + (y - part))
+
+
+def reduced(theta: Tensor) -> Tensor:
+    """Phases too large to count turns in, modulo 2 pi: sine and cosine take an exact reduction."""
+    return torch.where(theta.abs() <= COUNTABLE, theta, torch.atan2(torch.sin(theta), torch.cos(theta)))
 
 
 class _Torch:
@@ -30,7 +74,9 @@ class _Torch:
         self.lead = leading_shape(theta, u[:OPERANDS])
         self.device = theta.device
         self.coupling, self.omega, self.lag, self.noise = (_in_compute(v, self.dtype) for v in u[:OPERANDS])
-        self.start = theta.to(self.dtype).expand(*self.lead, self.n).clone(memory_format=torch.contiguous_format)
+        start = theta.to(self.dtype).expand(*self.lead, self.n).clone(memory_format=torch.contiguous_format)
+        self.wrap = u.steps > UNWRAPPED
+        self.start = State(reduced(start) if self.wrap else start)
 
     def xi(self, step: int) -> Tensor:
         rows = math.prod(self.lead)
@@ -45,15 +91,23 @@ class _Torch:
         shifted = theta + self.lag
         return cos, sin, torch.cos(shifted), torch.sin(shifted), mean_cos, mean_sin
 
-    def step(self, theta: Tensor, index: int) -> Tensor:
-        _, _, cos, sin, mean_cos, mean_sin = self._mean_field(theta)
+    def step(self, state: State, index: int) -> State:
+        _, _, cos, sin, mean_cos, mean_sin = self._mean_field(state.phases)
         velocity = (mean_sin * cos).addcmul_(mean_cos, sin, value=-1).mul_(self.coupling)
         if self.omega is not None:
             velocity += self.omega
-        out = theta + self.u.dt * velocity
+        if self.u.steps <= FOLD:
+            out = state.base + self.u.dt * velocity
+            if self.noise is not None:
+                out -= self.noise * self.xi(index)
+            return State(out)
+        moved = self.u.dt * velocity
         if self.noise is not None:
-            out -= self.noise * self.xi(index)
-        return out
+            moved -= self.noise * self.xi(index)
+        if state.moved is not None:
+            moved += state.moved
+        after = State(state.base, moved, state.carry)
+        return folded(after, self.wrap) if (index + 1) % FOLD == 0 or index + 1 == self.u.steps else after
 
     def adjoint(self, theta: Tensor, index: int, g: Tensor, totals: list[Any]) -> Tensor:
         dt = self.u.dt
@@ -72,8 +126,8 @@ class _Torch:
         before: Tensor = g - pull * q + g_sin * cos - g_cos * sin
         return before
 
-    def trajectory(self, theta: Tensor, first: int, last: int) -> list[Tensor]:
-        states = [theta]
+    def trajectory(self, state: State, first: int, last: int) -> list[State]:
+        states = [state]
         for index in range(first, last):
             states.append(self.step(states[-1], index))
         return states
@@ -84,8 +138,8 @@ def forward(theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     state = call.start
     for index in range(u.steps):
         state = call.step(state, index)
-    features = features_torch(state, u.harmonics).to(theta.dtype) if u.harmonics else None
-    return features, state.to(theta.dtype) if u.return_phases else None
+    features = features_torch(state.phases, u.harmonics).to(theta.dtype) if u.harmonics else None
+    return features, state.phases.to(theta.dtype) if u.return_phases else None
 
 
 def backward(
@@ -104,7 +158,7 @@ def backward(
         g = g + g_phases.to(call.dtype)
     for k in range(len(marks) - 1, -1, -1):
         first, last = k * length, min((k + 1) * length, u.steps)
-        states = call.trajectory(marks[k], first, last)
+        states = [state.phases for state in call.trajectory(marks[k], first, last)]
         if last == u.steps and g_features is not None:
             g = g + features_backward_torch(states[-1], features_torch(states[-1], u.harmonics), g_features)
         for index in range(last - 1, first - 1, -1):

@@ -13,6 +13,7 @@ With num = d g - c h, den = a g - c e + 1e-6 and r the gradient at u_raw (zero o
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -20,14 +21,23 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.ops._door import (
+    DIRECT,
     DTYPES,
-    is_direct,
+    DUAL,
+    TRANSFORMED,
+    alive,
+    backward_door,
+    check_dense,
+    door,
+    forward_mode,
+    move_batch,
+    number_tensor,
     refuse_second_derivative,
     register,
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops.order_parameters import move_batch
+from kssm_kernels.ops._memory import strided, whole
 
 OP = "bistable_coupling"
 EPSILON = 1e-6  # in the denominator of u_raw
@@ -61,6 +71,7 @@ def _forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, T
     backend = backends.select(OP, params)
     if backend == "torch":
         return _forward_torch(params, low, high)
+    params = strided("params", params)
     if backend != "cpu":
         result: tuple[Tensor, Tensor, Tensor] = backends.kernels(backend, OP)[0].forward(params, low, high)
         return result
@@ -81,7 +92,9 @@ def _backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, g
     backend = backends.select(OP, params)
     if backend == "torch":
         return _backward_torch(params, low, high, gk, gu, gd).to(params.dtype)
-    params, gk, gu, gd = params.contiguous(), gk.contiguous(), gu.contiguous(), gd.contiguous()
+    shape, compute = params.shape[:-1], DTYPES[params.dtype][1]
+    params = strided("params", params).contiguous()
+    gk, gu, gd = (whole("a gradient", g, shape, params, compute) for g in (gk, gu, gd))
     if backend != "cpu":
         result: Tensor = backends.kernels(backend, OP)[0].backward(params, low, high, gk, gu, gd)
         return result
@@ -107,28 +120,28 @@ class _BistableCoupling(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (params,) = ctx.saved_tensors
         with torch.no_grad():
-            gradient = _backward(params, *ctx.clamp, *grads)
+            gradient = adjoint(params, *ctx.clamp, *grads)
         return *refuse_second_derivative(OP, (gradient,), (params, *grads)), None, None
 
 
-# ---- the registered door ----
+# ---- the registered door; the clamp in float64 tensors, for a float in a schema is a graph of its own ----
 
 
-@register("bistable_coupling", "(Tensor params, float low, float high) -> (Tensor, Tensor, Tensor)")
-def _registered(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(params, low, high)
+@register("bistable_coupling", "(Tensor params, Tensor low, Tensor high) -> (Tensor, Tensor, Tensor)")
+def _registered(params: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _forward(params, float(low), float(high))
 
 
 @register(
     "bistable_coupling_backward",
-    "(Tensor params, float low, float high, Tensor gk, Tensor gu, Tensor gd) -> Tensor",
+    "(Tensor params, Tensor low, Tensor high, Tensor gk, Tensor gu, Tensor gd) -> Tensor",
 )
-def _registered_backward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
-    return _backward(params, low, high, gk, gu, gd)
+def _registered_backward(params: Tensor, low: Tensor, high: Tensor, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    return _backward(params, float(low), float(high), gk, gu, gd)
 
 
 @_registered.register_fake
-def _(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(params: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     def empty() -> Tensor:
         return params.new_empty(params.shape[:-1], dtype=DTYPES[params.dtype][1])
 
@@ -136,18 +149,16 @@ def _(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @_registered_backward.register_fake
-def _(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+def _(params: Tensor, low: Tensor, high: Tensor, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
     return torch.empty(params.shape, dtype=params.dtype, device=params.device)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.clamp = inputs[1:]
+    ctx.save_for_backward(*inputs)
 
 
 def _registered_gradient(ctx: Any, *grads: Tensor) -> Any:
-    (params,) = ctx.saved_tensors
-    return _registered_backward(params, *ctx.clamp, *grads), None, None
+    return _registered_backward(*ctx.saved_tensors, *grads), None, None
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
@@ -158,17 +169,108 @@ _registered.register_autograd(_registered_gradient, setup_context=_setup_context
 _registered_backward.register_autograd(_no_second_derivative)
 
 
-def _vmap(info: Any, dims: tuple[Any, ...], params: Tensor, low: float, high: float) -> Any:
-    return _registered(move_batch(params, dims[0], info.batch_size), low, high), (0, 0, 0)
+def _vmap(info: Any, dims: tuple[Any, ...], params: Tensor, low: Any, high: Any) -> Any:
+    return evaluate(move_batch(params, dims[0], info.batch_size), low, high), (0, 0, 0)
 
 
-def _vmap_backward(info: Any, dims: tuple[Any, ...], params: Tensor, low: float, high: float, *grads: Tensor) -> Any:
+def _vmap_backward(info: Any, dims: tuple[Any, ...], params: Tensor, low: Any, high: Any, *grads: Tensor) -> Any:
     moved = [move_batch(g, d, info.batch_size) for g, d in zip(grads, dims[3:], strict=True)]
-    return _registered_backward(move_batch(params, dims[0], info.batch_size), low, high, *moved), 0
+    return adjoint(move_batch(params, dims[0], info.batch_size), low, high, *moved), 0
 
 
 register_vmap(_registered, _vmap)
 register_vmap(_registered_backward, _vmap_backward)
+
+
+# ---- torch.func.grad and its like, and forward mode ----
+
+
+class _Transformed(torch.autograd.Function):
+    @staticmethod
+    def forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+        return evaluate(params, low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0], *output)
+        ctx.clamp = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        params, *given = alive((*ctx.saved_tensors, *grads))
+        return adjoint(params, *ctx.clamp, *given), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        params, *outputs = ctx.saved_tensors
+        return _tangents((params, *ctx.clamp), tangents, tuple(outputs))
+
+    vmap = staticmethod(_vmap)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(params: Tensor, low: float, high: float, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+        return adjoint(params, low, high, gk, gu, gd)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    backward = jvp = staticmethod(_no_second_derivative)
+    vmap = staticmethod(_vmap_backward)
+
+
+def _tangents(arguments: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    params, low, high = arguments
+    compute = DTYPES[params.dtype][1]
+    a, b, c, d, e, f, g, h, _, _ = params.to(compute).unbind(-1)
+    da, db, dc, dd, de, df, dg, dh, _, _ = tangents[0].to(compute).unbind(-1)
+    den = a * g - c * e + EPSILON
+    raw = (d * g - c * h) / den
+    d_raw = (dd * g + d * dg - dc * h - c * dh - raw * (da * g + a * dg - dc * e - c * de)) / den
+    du = torch.where((raw >= low) & (raw <= high), d_raw, 0.0)
+    s = torch.sigmoid(outputs[1])
+    return 2 * s * (1 - s) * du, du, db * g + b * dg - dc * f - c * df
+
+
+# ---- every door; the clamp is two numbers, or what the registered op has made of them ----
+
+
+def evaluate(params: Tensor, low: Any, high: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The op through the door that fits; arguments checked."""
+    way = door((params,))
+    result: Any
+    if way is DIRECT:
+        apply: Any = _BistableCoupling.apply if params.requires_grad and torch.is_grad_enabled() else _forward
+        result = apply(params, float(low), float(high))
+    elif way is DUAL:
+        result = forward_mode(evaluate, _tangents, (params, low, high))
+    elif way is TRANSFORMED:
+        result = _Transformed.apply(params, low, high)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        result = _registered(params, *_clamp_tensors(low, high))
+    return result  # type: ignore[no-any-return]
+
+
+def adjoint(params: Tensor, low: Any, high: Any, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    """dL/dparams through the door that fits."""
+    way = backward_door((params, gk, gu, gd))
+    gradient: Any
+    if way is DIRECT:
+        gradient = _backward(params, float(low), float(high), gk, gu, gd)
+    elif way is DUAL:
+        raise RuntimeError(second_derivative_message(OP))
+    elif way is TRANSFORMED:
+        gradient = _TransformedBackward.apply(params, low, high, gk, gu, gd)  # type: ignore[no-untyped-call]  # no stub
+    else:
+        gradient = _registered_backward(params, *_clamp_tensors(low, high), gk, gu, gd)
+    return gradient  # type: ignore[no-any-return]
+
+
+def _clamp_tensors(low: Any, high: Any) -> tuple[Tensor, ...]:
+    return tuple(v if isinstance(v, Tensor) else number_tensor(v, torch.float64, "cpu") for v in (low, high))
 
 
 # ---- the public op ----
@@ -202,16 +304,18 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     if not isinstance(params, Tensor) or params.dtype not in DTYPES:
         got = params.dtype if isinstance(params, Tensor) else type(params).__name__
         raise TypeError(f"{OP}: params must be a float32, float64, bfloat16 or float16 tensor, got {got}")
+    check_dense(OP, "params", params)
     if params.dim() == 0 or params.shape[-1] != 10:
         raise ValueError(f"{OP}: params must have shape [..., 10], got {tuple(params.shape)}")
-    low, high = (-math.inf, math.inf) if clamp is None else clamp
+    low, high = (-math.inf, math.inf) if clamp is None else (_bound(v) for v in clamp)
     if not low <= high:
         raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
-    result: tuple[Tensor, Tensor, Tensor]
-    if not is_direct(OP, (params,)):
-        result = _registered(params, low, high)
-    elif params.requires_grad and torch.is_grad_enabled():
-        result = _BistableCoupling.apply(params, low, high)  # type: ignore[no-untyped-call]  # torch has no stub
-    else:
-        result = _forward(params, low, high)
-    return result
+    return evaluate(params, low, high)
+
+
+def _bound(value: Any) -> float:
+    if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"{OP}: clamp must be two numbers, got {type(value).__name__}")
+    return float(value)

@@ -21,19 +21,27 @@ import torch
 from torch import Tensor
 
 from kssm_kernels import backends
-from kssm_kernels.ops import _update_cpu, _update_gpu, _update_torch
+from kssm_kernels.ops import _update_cpu, _update_gpu, _update_tangent, _update_torch
 from kssm_kernels.ops._door import (
+    DIRECT,
     DTYPES,
+    DUAL,
     MAX_HARMONICS,
-    check_integer,
-    is_direct,
+    TRANSFORMED,
+    alive,
+    as_integer,
+    backward_door,
+    door,
+    forward_mode,
+    number_tensor,
     refuse_second_derivative,
     register,
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, check_update, is_plain, leading_shape
-from kssm_kernels.ops.order_parameters import move_batch
+from kssm_kernels.ops._memory import whole
+from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, checked, is_plain, leading_shape
+from kssm_kernels.ops._update_vmap import backward_rule, forward_rule
 
 OP = "kuramoto_features"
 
@@ -60,6 +68,15 @@ def _backward(
 ) -> list[Tensor | None]:
     """Gradients of theta and the operands, in their shapes and dtypes; None where not needed."""
     backend = backends.select(OP, theta)
+    lead = leading_shape(theta, u[:OPERANDS])
+    if features is not None:
+        features = whole("features", features, (*lead, 3 * u.harmonics), theta)
+    if phases is not None:
+        phases = whole("phases", phases, (*lead, theta.shape[-1]), theta)
+    if g_features is not None:
+        g_features = whole("the features' gradient", g_features, (*lead, 3 * u.harmonics), theta)
+    if g_phases is not None:
+        g_phases = whole("the phases' gradient", g_phases, (*lead, theta.shape[-1]), theta)
     if backend == "cpu":
         results = _update_cpu.backward(theta, u, features, phases, g_features, g_phases, needed)
     elif backend == "torch":
@@ -101,36 +118,58 @@ class _Kuramoto(torch.autograd.Function):
         fields = list(ctx.fields)
         for i, tensor in zip(ctx.places, tensors, strict=True):
             fields[i] = tensor
-        u = Update(*fields)
+        u, needed = Update(*fields), ctx.needs_input_grad[2:]
         with torch.no_grad():
-            results = _backward(theta, u, features, phases, grads[0], grads[1], ctx.needs_input_grad[2:])
+            if backward_door((theta, *u[:OPERANDS], *grads)) is DIRECT:
+                results = _backward(theta, u, features, phases, grads[0], grads[1], needed)
+            else:
+                needed = [need and (i == 0 or isinstance(u[i - 1], Tensor)) for i, need in enumerate(needed)]
+                flat = _flat(theta, u)
+                results = list(adjoint(*flat[:9], features, phases, *grads, needed))
+                results = [r if need else None for r, need in zip(results, needed, strict=True)]
         return None, None, *refuse_second_derivative(OP, tuple(results), (theta, *u[:OPERANDS], *grads))
+
+
+def _flat(theta: Tensor, u: Update) -> tuple[Any, ...]:
+    """The registered op's arguments: every number that may change from call to call a tensor."""
+    compute = DTYPES[theta.dtype][1]
+    operands = (u.coupling, u.omega, u.phase_lag, u.noise_scale)
+    tensors = [v if v is None or isinstance(v, Tensor) else number_tensor(v, compute, theta.device) for v in operands]
+    seed = None if u.noise_scale is None else u.seed
+    if isinstance(seed, int):
+        seed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device="cpu")
+    dt = number_tensor(u.dt, torch.float64, "cpu")
+    return (theta, *tensors, seed, dt, u.steps, u.harmonics, u.return_phases)
+
+
+def _as_update(args: tuple[Any, ...]) -> Update:
+    coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases = args[1:]
+    return Update(coupling, omega, phase_lag, noise_scale, seed, float(dt), steps, harmonics, return_phases)
 
 
 # ---- the registered door ----
 
 _SCHEMA = (
     "Tensor theta, Tensor coupling, Tensor? omega, Tensor? phase_lag, Tensor? noise_scale, Tensor? seed, "
-    "float dt, SymInt steps, SymInt harmonics"
+    "Tensor dt, SymInt steps, SymInt harmonics"
 )
 
 
+def _filled(theta: Tensor, results: tuple[Tensor | None, ...] | list[Tensor | None]) -> tuple[Tensor, ...]:
+    """An op of torch.library returns tensors only: one without elements stands for None."""
+    return tuple(theta.new_empty(0) if r is None else r for r in results)
+
+
+def _evaluate_backward(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    theta, (features, phases, g_features, g_phases), needed = args[0], args[9:13], tuple(args[13])
+    u = _as_update((*args[:9], phases is not None))
+    return _filled(theta, _backward(theta, u, features, phases, g_features, g_phases, needed))
+
+
 @register("kuramoto", f"({_SCHEMA}, bool return_phases) -> (Tensor, Tensor)")
-def _registered(
-    theta: Tensor,
-    coupling: Tensor,
-    omega: Tensor | None,
-    phase_lag: Tensor | None,
-    noise_scale: Tensor | None,
-    seed: Tensor | None,
-    dt: float,
-    steps: int,
-    harmonics: int,
-    return_phases: bool,
-) -> tuple[Tensor, Tensor]:
-    u = Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, return_phases)
-    features, phases = _forward(theta, u, leading_shape(theta, u[:OPERANDS]))
-    return theta.new_empty(0) if features is None else features, theta.new_empty(0) if phases is None else phases
+def _registered(*args: Any) -> tuple[Tensor, ...]:
+    u = _as_update(args)
+    return _filled(args[0], _forward(args[0], u, leading_shape(args[0], u[:OPERANDS])))
 
 
 @register(
@@ -138,42 +177,14 @@ def _registered(
     f"({_SCHEMA}, Tensor? features, Tensor? phases, Tensor? g_features, Tensor? g_phases, bool[] needed) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _registered_backward(
-    theta: Tensor,
-    coupling: Tensor,
-    omega: Tensor | None,
-    phase_lag: Tensor | None,
-    noise_scale: Tensor | None,
-    seed: Tensor | None,
-    dt: float,
-    steps: int,
-    harmonics: int,
-    features: Tensor | None,
-    phases: Tensor | None,
-    g_features: Tensor | None,
-    g_phases: Tensor | None,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    u = Update(coupling, omega, phase_lag, noise_scale, seed, dt, steps, harmonics, phases is not None)
-    results = _backward(theta, u, features, phases, g_features, g_phases, tuple(needed))
-    a, b, c, d, e = (theta.new_empty(0) if r is None else r for r in results)
-    return a, b, c, d, e
+def _registered_backward(*args: Any) -> tuple[Tensor, ...]:
+    return _evaluate_backward(args)
 
 
 @_registered.register_fake
-def _(
-    theta: Tensor,
-    coupling: Tensor,
-    omega: Tensor | None,
-    phase_lag: Tensor | None,
-    noise_scale: Tensor | None,
-    seed: Tensor | None,
-    dt: float,
-    steps: int,
-    harmonics: int,
-    return_phases: bool,
-) -> tuple[Tensor, Tensor]:
-    lead = leading_shape(theta, (coupling, omega, phase_lag, noise_scale))
+def _(*args: Any) -> tuple[Tensor, ...]:
+    theta, harmonics, return_phases = args[0], args[8], args[9]
+    lead = leading_shape(theta, args[1:5])
     return (
         theta.new_empty((*lead, 3 * harmonics) if harmonics else (0,)),
         theta.new_empty((*lead, theta.shape[-1]) if return_phases else (0,)),
@@ -181,8 +192,8 @@ def _(
 
 
 @_registered_backward.register_fake
-def _(theta: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    sources, needed = (theta, *rest[:4]), rest[-1]
+def _(*args: Any) -> tuple[Tensor, ...]:
+    theta, sources, needed = args[0], args[:5], args[-1]
     return tuple(
         s.new_empty(s.shape) if need and s is not None else theta.new_empty(0)
         for s, need in zip(sources, needed, strict=True)
@@ -190,25 +201,22 @@ def _(theta: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, dt, steps, harmonics, return_phases = inputs
+    *tensors, steps, harmonics, return_phases = inputs
     features, phases = output
     ctx.save_for_backward(*tensors, features if harmonics else None, phases if return_phases else None)
-    ctx.numbers = (dt, steps, harmonics)
+    ctx.numbers = (steps, harmonics)
 
 
-def _registered_gradient(ctx: Any, g_features: Tensor, g_phases: Tensor) -> Any:
-    *tensors, features, phases = ctx.saved_tensors
+def _gradient_by(function: Any, ctx: Any, grads: tuple[Any, ...]) -> Any:
+    *tensors, features, phases, g_features, g_phases = alive((*ctx.saved_tensors, *grads))
     needed = [bool(n) and t is not None for n, t in zip(ctx.needs_input_grad[:5], tensors[:5], strict=True)]
-    results = _registered_backward(
-        *tensors,
-        *ctx.numbers,
-        features,
-        phases,
-        None if features is None else g_features,
-        None if phases is None else g_phases,
-        needed,
-    )
-    return *(r if n else None for r, n in zip(results, needed, strict=True)), None, None, None, None, None
+    given = (None if features is None else g_features, None if phases is None else g_phases)
+    results = function(*tensors, *ctx.numbers, features, phases, *given, needed)
+    return *(r if n else None for r, n in zip(results, needed, strict=True)), *[None] * 5
+
+
+def _registered_gradient(ctx: Any, *grads: Tensor) -> Any:
+    return _gradient_by(_registered_backward, ctx, grads)
 
 
 def _no_second_derivative(ctx: Any, *grads: Tensor) -> Any:
@@ -219,54 +227,94 @@ _registered.register_autograd(_registered_gradient, setup_context=_setup_context
 _registered_backward.register_autograd(_no_second_derivative)
 
 
-def _aligned(tensor: Tensor | None, dim: int | None, rank: int, size: int | None) -> Tensor | None:
-    """A vmapped operand as [B, 1, .., 1, *own shape], which still broadcasts; an unbatched one too if sized."""
-    if tensor is None or (dim is None and size is None):
-        return tensor
-    if dim is not None:
-        moved = tensor.movedim(dim, 0)
-    else:
-        assert size is not None
-        moved = tensor.expand(size, *tensor.shape)
-    return moved.reshape(moved.shape[0], *([1] * (rank + 1 - moved.dim())), *moved.shape[1:])
-
-
-def _logical_rank(tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]) -> int:
-    return max(t.dim() - (d is not None) for t, d in zip(tensors, dims, strict=True) if t is not None)
-
-
-def _refuse_batched_seed(dim: int | None) -> None:
-    if dim is not None:
-        raise RuntimeError(
-            f"{OP}: a seed that differs along the vmapped axis is not supported; pass one seed "
-            "(the noise differs along that axis all the same)"
-        )
-
-
 def _vmap(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
-    _refuse_batched_seed(dims[5])
-    rank = _logical_rank(args[:5], dims[:5])
-    operands = [_aligned(t, d, rank, None) for t, d in zip(args[:5], dims[:5], strict=True)]
-    harmonics, return_phases = args[8], args[9]
-    return _registered(*operands, *args[5:]), (0 if harmonics else None, 0 if return_phases else None)
+    return forward_rule(evaluate, info, dims, args)
 
 
 def _vmap_backward(info: Any, dims: tuple[Any, ...], *args: Any) -> Any:
-    _refuse_batched_seed(dims[5])
-    size, sources, needed = info.batch_size, args[:5], args[-1]
-    rank = _logical_rank(sources, dims[:5])
-    operands = [_aligned(t, d, rank, size) for t, d in zip(sources, dims[:5], strict=True)]
-    saved = [None if t is None else move_batch(t, d, size) for t, d in zip(args[9:13], dims[9:13], strict=True)]
-    results = _registered_backward(*operands, *args[5:9], *saved, needed)
-    shaped = [
-        r.reshape(size, *(s.shape if d is None else s.shape[:d] + s.shape[d + 1 :])) if n else r
-        for r, s, d, n in zip(results, sources, dims[:5], needed, strict=True)
-    ]
-    return tuple(shaped), tuple(0 if n else None for n in needed)
+    return backward_rule(adjoint, info, dims, args)
 
 
 register_vmap(_registered, _vmap)
 register_vmap(_registered_backward, _vmap_backward)
+
+
+# ---- torch.func.grad and its like ----
+
+
+class _Transformed(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return evaluate(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:7], *output)
+        ctx.flags = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _gradient_by(adjoint, ctx, grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
+        *tensors, features, phases = ctx.saved_tensors
+        made = _update_tangent.tangents((*tensors, *ctx.flags), given, (features, phases))
+        return tuple(t.to(o.dtype) for t, o in zip(made, (features, phases), strict=True))
+
+    vmap = staticmethod(_vmap)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return adjoint(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    backward = jvp = staticmethod(_no_second_derivative)
+    vmap = staticmethod(_vmap_backward)
+
+
+# ---- every door, for the registered op's arguments ----
+
+
+def evaluate(*args: Any) -> tuple[Tensor, ...]:
+    """The registered op's results, through the door that fits."""
+    theta, way = args[0], door(args[:6])
+    result: Any
+    if way is DIRECT:
+        u = _as_update(args)
+        lead = leading_shape(theta, u[:OPERANDS])
+        if torch.is_grad_enabled() and any_requires_grad(args[:5]):
+            result = _filled(theta, _Kuramoto.apply(u, lead, *args[:5]))  # type: ignore[no-untyped-call]  # no stub
+        else:
+            result = _filled(theta, _forward(theta, u, lead))
+    elif way is DUAL:
+        result = forward_mode(evaluate, _update_tangent.tangents, args)
+    elif way is TRANSFORMED:
+        result = _Transformed.apply(*args)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        result = _registered(*args)
+    return result  # type: ignore[no-any-return]
+
+
+def adjoint(*args: Any) -> tuple[Tensor, ...]:
+    """The registered backward op's results, through the door that fits."""
+    way = backward_door((*args[:6], *args[9:13]))
+    result: Any
+    if way is DIRECT:
+        result = _evaluate_backward(args)
+    elif way is DUAL:
+        raise RuntimeError(second_derivative_message(OP))
+    elif way is TRANSFORMED:
+        result = _TransformedBackward.apply(*args)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        result = _registered_backward(*args)
+    return result  # type: ignore[no-any-return]
 
 
 # ---- the public op ----
@@ -274,29 +322,21 @@ register_vmap(_registered_backward, _vmap_backward)
 
 def run(op: str, theta: Tensor, u: Update) -> tuple[Tensor | None, Tensor | None]:
     """(features, phases) through the door that fits; what was not asked for is None."""
-    lead, plain = check_update(op, theta, u)
+    u, lead, plain = checked(op, theta, u)
     # field by field: torch.compile fails on a slice of a named tuple (torch 2.8) and on its _replace (2.4)
     operands = (u.coupling, u.omega, u.phase_lag, u.noise_scale)
-    direct = is_direct(op, (theta,) if plain else (theta, *operands))
+    direct = door((theta,) if plain else (theta, *operands)) is DIRECT
     if u.noise_scale is not None and u.seed is None:
         drawn = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device="cpu")  # whatever the default device
         u = Update(*operands, int(drawn) if direct else drawn, u.dt, u.steps, u.harmonics, u.return_phases)
-    result: tuple[Tensor | None, Tensor | None]
     if direct:
+        result: tuple[Tensor | None, Tensor | None]
         if torch.is_grad_enabled() and (theta.requires_grad or (not plain and any_requires_grad(operands))):
             result = _Kuramoto.apply(u, lead, theta, *operands)  # type: ignore[no-untyped-call]  # torch has no stub
         else:
             result = _forward(theta, u, lead)
         return result
-    compute = DTYPES[theta.dtype][1]
-    tensors = [
-        torch.full((), float(v), dtype=compute, device=theta.device) if isinstance(v, (int, float)) else v
-        for v in operands
-    ]
-    seed = None if u.noise_scale is None else u.seed
-    if isinstance(seed, int):
-        seed = torch.tensor(seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64)
-    features, phases = _registered(theta, *tensors, seed, float(u.dt), u.steps, u.harmonics, u.return_phases)
+    features, phases = evaluate(*_flat(theta, u))
     return features if u.harmonics else None, phases if u.return_phases else None
 
 
@@ -340,7 +380,7 @@ def kuramoto_features(
     >>> features.shape, bool(phases.abs().max() < 1e-3)     # in step after 20 updates
     (torch.Size([6]), True)
     """
-    check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
+    harmonics = as_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
     lag = None if type(phase_lag) in (float, int) and phase_lag == 0 else phase_lag
     u = Update(coupling, omega, lag, noise_scale, seed, dt, steps, harmonics, return_phases)
     features, phases = run(OP, theta, u)

@@ -23,16 +23,24 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.ops._door import (
+    DIRECT,
     DTYPES,
+    DUAL,
     MAX_HARMONICS,
-    check_integer,
+    TRANSFORMED,
+    alive,
+    as_integer,
+    backward_door,
     check_phases,
-    is_direct,
+    door,
+    forward_mode,
+    move_batch,
     refuse_second_derivative,
     register,
     register_vmap,
     second_derivative_message,
 )
+from kssm_kernels.ops._memory import strided, whole
 
 OP = "order_parameters"
 EPSILON = 1e-8  # under the square root of M_n
@@ -140,6 +148,7 @@ def _forward(theta: Tensor, harmonics: int) -> Tensor:
     backend = backends.select(OP, theta)
     if backend == "torch":
         return features_torch(theta, harmonics).to(theta.dtype)
+    theta = strided("theta", theta)
     if backend != "cpu":
         result: Tensor = backends.kernels(backend, OP)[0].forward(theta, harmonics)
         return result
@@ -163,7 +172,9 @@ def _backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
     backend = backends.select(OP, theta)
     if backend == "torch":
         return features_backward_torch(theta, features, grad).to(theta.dtype)
-    features, grad = features.contiguous(), grad.contiguous()
+    theta = strided("theta", theta)
+    shape = (*theta.shape[:-1], 3 * (features.shape[-1] // 3))
+    features, grad = whole("features", features, shape, theta), whole("their gradient", grad, shape, theta)
     if backend != "cpu":
         result: Tensor = backends.kernels(backend, OP)[0].backward(theta, features, grad)
         return result
@@ -199,7 +210,7 @@ class _OrderParameters(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         theta, features = ctx.saved_tensors
         with torch.no_grad():
-            gradient = _backward(theta, features, grads[0])
+            gradient = adjoint(theta, features, grads[0])
         return *refuse_second_derivative(OP, (gradient,), (theta, *grads)), None
 
 
@@ -243,22 +254,117 @@ _registered.register_autograd(_registered_gradient, setup_context=_setup_context
 _registered_backward.register_autograd(_no_second_derivative)
 
 
-def move_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    """A vmapped tensor with its batch axis first; an unbatched one repeated (a view)."""
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
 def _vmap(info: Any, dims: tuple[Any, ...], theta: Tensor, harmonics: int) -> Any:
-    return _registered(move_batch(theta, dims[0], info.batch_size), harmonics), 0
+    return evaluate(move_batch(theta, dims[0], info.batch_size), harmonics), 0
 
 
 def _vmap_backward(info: Any, dims: tuple[Any, ...], *tensors: Tensor) -> Any:
     moved = [move_batch(t, d, info.batch_size) for t, d in zip(tensors, dims, strict=True)]
-    return _registered_backward(*moved), 0
+    return adjoint(*moved), 0
 
 
 register_vmap(_registered, _vmap)
 register_vmap(_registered_backward, _vmap_backward)
+
+
+# ---- torch.func.grad and its like, and forward mode ----
+
+
+class _Transformed(torch.autograd.Function):
+    @staticmethod
+    def forward(theta: Tensor, harmonics: int) -> Tensor:
+        return evaluate(theta, harmonics)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        theta, features, grad = alive((*ctx.saved_tensors, *grads))
+        return adjoint(theta, features, grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        theta, features = ctx.saved_tensors
+        return features_tangent(theta, tangent, features).to(features.dtype)
+
+    vmap = staticmethod(_vmap)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+        return adjoint(theta, features, grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    backward = jvp = staticmethod(_no_second_derivative)
+    vmap = staticmethod(_vmap_backward)
+
+
+def features_tangent(theta: Tensor, tangent: Tensor, features: Tensor) -> Tensor:
+    """The directional derivative of the features, from operators that autograd and vmap know, none of them in place:
+
+    dC_n = -(n/N) sum_j sin(n theta_j) dtheta_j,  dS_n = (n/N) sum_j cos(n theta_j) dtheta_j,
+    dM_n = (C_n dC_n + S_n dS_n) / M_n
+    """
+    compute = DTYPES[theta.dtype][1]
+    harmonics = features.shape[-1] // 3
+    moved = tangent.to(compute) / theta.shape[-1]
+    one_c, one_s = torch.cos(theta.to(compute)), torch.sin(theta.to(compute))
+    c, s = one_c, one_s
+    dc, ds = [], []
+    for n in range(1, harmonics + 1):
+        dc.append(-n * (s * moved).sum(-1))
+        ds.append(n * (c * moved).sum(-1))
+        c, s = c * one_c - s * one_s, s * one_c + c * one_s
+    d_c, d_s = torch.stack(dc, -1), torch.stack(ds, -1)
+    f_c, f_s, f_m = features.to(compute).reshape(*features.shape[:-1], 3, harmonics).unbind(-2)
+    return torch.cat([d_c, d_s, (f_c * d_c + f_s * d_s) / f_m], -1)
+
+
+def _tangents(arguments: tuple[Any, ...], tangents: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+    return (features_tangent(arguments[0], tangents[0], outputs[0]),)
+
+
+# ---- every door ----
+
+
+def evaluate(theta: Tensor, harmonics: int) -> Tensor:
+    """The op through the door that fits; arguments checked."""
+    way = door((theta,))
+    features: Tensor
+    if way is DIRECT:
+        if theta.requires_grad and torch.is_grad_enabled():
+            features = _OrderParameters.apply(theta, harmonics)  # type: ignore[no-untyped-call]  # torch has no stub
+        else:
+            features = _forward(theta, harmonics)
+    elif way is DUAL:
+        (features,) = forward_mode(lambda t, h: (evaluate(t, h),), _tangents, (theta, harmonics))
+    elif way is TRANSFORMED:
+        features = _Transformed.apply(theta, harmonics)  # type: ignore[no-untyped-call]  # torch has no stub
+    else:
+        features = _registered(theta, harmonics)
+    return features
+
+
+def adjoint(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    """dL/dtheta through the door that fits."""
+    way = backward_door((theta, features, grad))
+    gradient: Tensor
+    if way is DIRECT:
+        gradient = _backward(theta, features, grad)
+    elif way is DUAL:
+        raise RuntimeError(second_derivative_message(OP))
+    elif way is TRANSFORMED:
+        gradient = _TransformedBackward.apply(theta, features, grad)  # type: ignore[no-untyped-call]  # no stub
+    else:
+        gradient = _registered_backward(theta, features, grad)
+    return gradient
 
 
 # ---- the public op ----
@@ -294,12 +400,4 @@ def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
     tensor([0., 1., 0., 0., 0., 1.])
     """
     check_phases(OP, theta)
-    check_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
-    features: Tensor
-    if not is_direct(OP, (theta,)):
-        features = _registered(theta, harmonics)
-    elif theta.requires_grad and torch.is_grad_enabled():
-        features = _OrderParameters.apply(theta, harmonics)  # type: ignore[no-untyped-call]  # torch has no stub
-    else:
-        features = _forward(theta, harmonics)
-    return features
+    return evaluate(theta, as_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS))

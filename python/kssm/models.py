@@ -49,6 +49,13 @@ class OscillatorLM(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor: ...
 
+    def reset_parameters(self) -> None:
+        """Every parameter as a new model has it (after ``to_empty`` of a model made on the meta device, say)."""
+        for module in self.modules():
+            reset: Any = getattr(module, "reset_parameters", None)
+            if module is not self and reset is not None:
+                reset()
+
     def regularization_loss(self) -> Tensor:
         """What the model wants added to its loss, of the last call; a scalar, zero but for v3."""
         return next(self.parameters()).new_zeros(())
@@ -210,19 +217,36 @@ class _BlockV3(_Block):
         return h + self.ffn(self.norm2(h)), r
 
 
+class _SmallEmbedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+
+class _SmallLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=INIT_STD)
+
+
 class _StackedLM(OscillatorLM):
     """Embedding and learned positions, blocks, a final norm, an output head without bias."""
 
     def __init__(self, vocab_size: int, hidden_dim: int, max_positions: int, blocks: list[_Block], tied: bool) -> None:
         super().__init__(vocab_size, max_positions)
-        self.embed = nn.Embedding(vocab_size, hidden_dim)
+        self.tied = tied
+        self.embed = _SmallEmbedding(vocab_size, hidden_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, max_positions, hidden_dim))
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = nn.LayerNorm(hidden_dim)
-        self.output_head = nn.Linear(hidden_dim, vocab_size, bias=False)
-        for weight in (self.embed.weight, self.pos_embed, self.output_head.weight):
-            nn.init.normal_(weight, std=INIT_STD)
-        if tied:
+        self.output_head = _SmallLinear(hidden_dim, vocab_size, bias=False)
+        self._reset_own()
+
+    def reset_parameters(self) -> None:
+        self._reset_own()
+        super().reset_parameters()
+
+    def _reset_own(self) -> None:
+        nn.init.normal_(self.pos_embed, std=INIT_STD)
+        if self.tied:  # to_empty gives either module a tensor of its own
             self.output_head.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,0 +1,44 @@
+"""What stands behind every address that is handed to native code: the one place that checks it.
+
+A kernel gets addresses, sizes and strides; whatever they promise must hold, or it reads and writes what is not ours.
+Tensors are *strided* (read where they lie, with their own strides) or *whole* (contiguous, of one exact shape).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def strided(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, or a copy, whose memory holds its values. Raises ``RuntimeError`` if there is no such memory.
+
+    torch negates ``z.conj().imag`` lazily, by a bit, and gives zeros no memory at all where forward mode makes them; a
+    storage may have been emptied under a tensor (``resize_(0)``, as sharded training does).
+    """
+    if tensor.is_neg() or tensor._is_zerotensor():
+        tensor = tensor.resolve_neg().clone()
+    if tensor.is_contiguous():
+        reach = tensor.numel()
+    else:
+        reach = (
+            1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+        )
+    held = tensor.untyped_storage().nbytes()
+    if reach and (tensor.storage_offset() + reach) * tensor.element_size() > held:
+        wanted = (tensor.storage_offset() + reach) * tensor.element_size()
+        raise RuntimeError(
+            f"kssm_kernels: {name} of shape {tuple(tensor.shape)} needs a storage of {wanted} bytes, has {held}"
+        )
+    return tensor
+
+
+def whole(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor as contiguous memory of ``shape``, of ``like``'s device and dtype (or ``dtype``)."""
+    wanted = like.dtype if dtype is None else dtype
+    if tensor.shape != shape or tensor.device != like.device:
+        raise RuntimeError(
+            f"kssm_kernels: {name} must have shape {tuple(shape)} on {like.device}, got {tuple(tensor.shape)} on "
+            f"{tensor.device}"
+        )
+    return strided(name, tensor).to(wanted).contiguous()

@@ -1,0 +1,160 @@
+"""Tensors whose memory does not hold their values, or not all of it, are resolved or refused; none is read as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kssm_kernels import (
+    FusedKuramoto,
+    FusedKuramotoV1,
+    FusedKuramotoV2,
+    bistable_coupling,
+    kuramoto_features,
+    kuramoto_update,
+    order_parameters,
+)
+
+CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "order_parameters": lambda t: order_parameters(t, 2),
+    "kuramoto_update": lambda t: kuramoto_update(t, 0.5),
+    "operands": lambda t: kuramoto_update(torch.ones(t.shape), t, omega=t, phase_lag=t, noise_scale=t, seed=1, steps=2),
+    "kuramoto_features": lambda t: kuramoto_features(t, 0.5, 3),
+    "bistable_coupling": lambda t: torch.stack(bistable_coupling(t)),
+}
+every = pytest.mark.parametrize("name", CALLS)
+
+
+def _negated() -> Tensor:
+    view = torch.randn(3, 10, dtype=torch.complex64).conj().imag
+    assert view.is_neg()
+    return view
+
+
+@every
+@pytest.mark.parametrize("layout", [lambda t: t, lambda t: t[:2], lambda t: t.t().contiguous().t()], ids="abc")
+def test_the_negative_bit_of_a_lazy_view(name: str, layout: Callable[[Tensor], Tensor], backend: str) -> None:
+    view = layout(_negated())
+    assert torch.equal(CALLS[name](view), CALLS[name](view.resolve_neg().clone()))
+
+
+@every
+def test_the_negative_bit_of_a_gradient(name: str, backend: str) -> None:
+    leaf = torch.rand(3, 10).add(0.2).requires_grad_()
+    out = CALLS[name](leaf)
+    weight = torch.randn(out.shape, dtype=torch.complex64).conj().imag
+    got, want = (
+        torch.autograd.grad(out, leaf, w, retain_graph=True)[0] for w in (weight, weight.resolve_neg().clone())
+    )
+    assert torch.equal(got, want)
+
+
+@every
+@pytest.mark.parametrize("size", [0, 16])
+def test_a_storage_freed_under_a_tensor_is_refused(name: str, size: int, backend: str) -> None:
+    if backend == "torch":
+        pytest.skip("torch's own operators read the memory")
+    theta = torch.rand(3, 10)
+    theta.untyped_storage().resize_(size)
+    with pytest.raises(RuntimeError, match=r"needs a storage of 120 bytes, has"):
+        CALLS[name](theta)
+
+
+@every
+def test_sparse_tensors_are_refused(name: str, backend: str) -> None:
+    with pytest.raises(TypeError, match=r"must be a dense tensor, got layout torch\.sparse_coo"):
+        CALLS[name](torch.eye(10).to_sparse())
+
+
+def test_saved_tensors_of_another_shape_are_refused(backend: str) -> None:
+    """The registered backward ops take what they are given: it must fit the phases."""
+    if backend == "torch":
+        pytest.skip("torch's own operators check shapes")
+    ops: Any = torch.ops.kssm_kernels
+    theta, features = torch.randn(3, 10), torch.ones(3, 6)
+    for bad in (torch.ones(2, 6), torch.ones(3, 9), torch.ones(18)):
+        with pytest.raises(RuntimeError, match="must have shape"):
+            ops.order_parameters_backward(theta, features, bad)
+    dt, one = torch.tensor(0.1, dtype=torch.float64), torch.tensor(1.0)
+    rest = (theta, one, None, None, None, None, dt, 1, 2)
+    needed = [True, True, False, False, False]
+    for saved in ((features[:2], None, features, None), (features, theta[:2], features, theta)):
+        with pytest.raises(RuntimeError, match="must have shape"):
+            ops.kuramoto_backward(*rest, *saved, needed)
+    low, high = torch.tensor(0.1).double(), torch.tensor(10.0).double()
+    with pytest.raises(RuntimeError, match="must have shape"):
+        ops.bistable_coupling_backward(theta, low, high, torch.ones(3), torch.ones(2), torch.ones(3))
+
+
+# ---- NumPy's numbers ----
+
+
+def test_numpy_numbers_are_numbers(backend: str) -> None:
+    theta = torch.randn(3, 7)
+    got = kuramoto_features(
+        theta, np.float32(0.5), np.int64(3), omega=np.float64(0.25), dt=np.float32(0.125), phase_lag=np.float16(0.5),
+        steps=np.int32(2), noise_scale=np.float32(0.5), seed=np.uint64(2**64 - 1),
+    )  # fmt: skip
+    want = kuramoto_features(
+        theta, 0.5, 3, omega=0.25, dt=0.125, phase_lag=0.5, steps=2, noise_scale=0.5, seed=2**64 - 1
+    )
+    assert torch.equal(got, want)
+    assert torch.equal(kuramoto_update(theta, np.int8(1), dt=np.int16(1)), kuramoto_update(theta, 1.0, dt=1.0))
+    assert torch.equal(order_parameters(theta, np.uint8(4)), order_parameters(theta, 4))
+    params = torch.rand(3, 10)
+    assert torch.equal(
+        bistable_coupling(params, (np.float32(0.5), np.int64(2)))[1], bistable_coupling(params, (0.5, 2.0))[1]
+    )
+
+
+@pytest.mark.parametrize("bad", [np.bool_(True), True, "2", 2.0, np.float64(2.0), None, np.array([1, 2])])
+def test_what_is_no_integer_is_refused(bad: Any) -> None:
+    with pytest.raises(TypeError, match="harmonics must be an int"):
+        order_parameters(torch.zeros(3), bad)
+    with pytest.raises(TypeError, match="steps must be an int"):
+        kuramoto_update(torch.zeros(3), 0.5, steps=bad)
+
+
+@pytest.mark.parametrize("bad", [np.bool_(True), "2", 2j, np.complex64(1), np.array([1.0, 2.0])])
+def test_what_is_no_number_is_refused(bad: Any) -> None:
+    for name in ("coupling", "omega", "phase_lag", "noise_scale", "dt"):
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            kuramoto_update(torch.zeros(3), **{"coupling": 0.5, name: bad})
+
+
+def test_numpy_s_infinity_is_refused() -> None:
+    with pytest.raises(ValueError, match="coupling must be finite"):
+        kuramoto_update(torch.zeros(3), np.float32("inf"))
+
+
+# ---- meta initialisation ----
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: FusedKuramoto(8, 6), lambda: FusedKuramotoV1(6), lambda: FusedKuramotoV2(8, 6)],
+    ids=["v3", "v1", "v2"],
+)
+def test_reset_parameters_after_meta_initialisation(make: Callable[[], nn.Module]) -> None:
+    with torch.device("meta"):
+        bank = make()
+    bank = bank.to_empty(device="cpu")
+    for parameter in bank.parameters():
+        nn.init.constant_(parameter, 1e30)
+    for module in bank.modules():
+        module.reset_parameters()  # type: ignore[operator]
+    like = make()
+    for (name, got), want in zip(bank.named_parameters(), like.parameters(), strict=True):
+        if name in ("omega_0", "omega", "delta_param"):
+            assert torch.equal(got, want), name
+        assert got.abs().max() < 4, name
+        assert got.requires_grad
+    for module in (bank, *bank.children()):
+        state = {k: v.clone() for k, v in module.state_dict().items()}
+        module.reset_parameters()  # type: ignore[operator]
+        assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in state.items()}
