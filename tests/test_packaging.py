@@ -169,6 +169,44 @@ def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
     assert imported(ROOT / folder) - declared - {"setuptools", "triton"} == set()
 
 
+# The first argument names what is not to be found, the others are pytest's.
+COLLECT = """
+import sys, pytest
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+hidden = sys.argv[1].split(",")
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        ("", ["train", "test"]),
+        ("bench --benchmark-only -p pytest_benchmark.plugin", ["train", "bench"]),
+        ("tests bench -m gpu -p pytest_benchmark.plugin", ["test", "bench"]),
+    ],
+)
+def test_collecting_needs_no_more_than_these_extras(arguments: str, extras: list[str]) -> None:
+    """Whatever the other extras bring is hidden from the process that collects."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    declared = {extra: {re.split(r"[^\w-]", r)[0].replace("-", "_") for r in optional[extra]} for extra in optional}
+    hidden = set().union(*declared.values()).difference(*(declared[extra] for extra in extras))
+    modules = ["sklearn" if name == "scikit_learn" else name for name in sorted(hidden)]
+    # Plugins are not loaded by themselves, for that of a hidden package would end the process.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in ("TRITON_INTERPRET", "KSSM_CUDA_ON_HOST", "LD_PRELOAD"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", COLLECT, ",".join(modules), *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
 def test_packages_are_typed_and_whole(package: Path) -> None:
     assert (package / "py.typed").exists()
