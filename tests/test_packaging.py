@@ -194,6 +194,8 @@ sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.arg
 def test_collecting_needs_no_more_than_these_extras(arguments: str, extras: list[str]) -> None:
     """Whatever the other extras bring is hidden from the process that collects."""
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if "bench" in extras:
+        pytest.importorskip("pytest_benchmark", reason="the bench needs its extra")
     optional = project["optional-dependencies"]
     declared = {extra: {re.split(r"[^\w-]", r)[0].replace("-", "_") for r in optional[extra]} for extra in optional}
     hidden = set().union(*declared.values()).difference(*(declared[extra] for extra in extras))
