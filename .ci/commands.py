@@ -95,6 +95,9 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
             "train,bench",
             "tiny sizes, to .benchmarks/",
         ),
+        "python -m bench.waiting": Run(
+            ("KSSM_BENCH_SMOKE=1 python -m bench.waiting",), "train,bench", "a turn each, to .benchmarks/"
+        ),
         "TRITON_INTERPRET=1 pytest -k triton tests/test_conformance.py": Part(("GPU kernels, run on the CPU",)),
         "KSSM_CUDA_ON_HOST=1 pytest -k cuda tests": Part(("GPU kernels, run on the CPU",)),
         "python -m bench.gpu_compile": Part(

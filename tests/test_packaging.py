@@ -39,6 +39,17 @@ def test_setup_doctests(setup_py: ModuleType) -> None:
     assert not result.failed
 
 
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("ON", True), ("0", False), ("", False), (None, False)])
+def test_a_flag_is_off_where_it_is_0_empty_or_missing(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, value: str | None, on: bool
+) -> None:
+    if value is None:
+        monkeypatch.delenv("KSSM_WERROR", raising=False)
+    else:
+        monkeypatch.setenv("KSSM_WERROR", value)
+    assert setup_py.env_flag("KSSM_WERROR") == on
+
+
 @pytest.mark.parametrize("below", [True, False], ids=["in the build folder", "elsewhere"])
 def test_a_new_build_forgets_deleted_modules(setup_py: ModuleType, tmp_path: Path, below: bool) -> None:
     from setuptools import Distribution
