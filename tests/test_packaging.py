@@ -81,6 +81,58 @@ def build_in_vain(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, folder:
     command.run()
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_a_build_leaves_nothing_of_the_one_before(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: bool
+) -> None:
+    """In the build folder, and in the source tree where an editable installation puts it."""
+    from setuptools import Distribution, Extension
+    from setuptools.errors import CompileError
+
+    def compiled(module: Path, folder: Path) -> str:
+        if not built:
+            raise CompileError("no compiler")
+        module.touch()
+        return "summary"
+
+    monkeypatch.setattr(setup_py, "build_extension", compiled)
+    monkeypatch.setattr(setup_py, "ROOT", tmp_path / "source")
+    command = setup_py.BuildExtension(Distribution({"ext_modules": [Extension(setup_py.EXTENSION, [], optional=True)]}))
+    command.build_lib, command.build_temp = str(tmp_path / "built"), str(tmp_path / "temp")
+    command.ensure_finalized()
+    stand_in, module = f"{setup_py.EXTENSION}.py", command.get_ext_filename(setup_py.EXTENSION)
+    for folder in ("source", "built"):
+        (tmp_path / folder).mkdir()
+        for name in (stand_in, module):
+            (tmp_path / folder / name).write_text("before")
+    command.run()
+    command.copy_extensions_to_source()
+    for folder in ("source", "built"):
+        assert [file.name for file in (tmp_path / folder).iterdir()] == [module if built else stand_in]
+        assert "before" not in next((tmp_path / folder).iterdir()).read_text()
+
+
+@pytest.mark.parametrize("why", ["KSSM_CUDA=0", "KSSM_SANITIZE=1", "nvcc was not found", None])
+def test_the_cuda_kernels_are_left_out_where(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str | None
+) -> None:
+    from setuptools.errors import CompileError
+
+    for name in ("KSSM_CUDA", "KSSM_SANITIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if why and "=" in why:
+        monkeypatch.setenv(*why.split("="))
+    monkeypatch.setattr(setup_py, "find_nvcc", lambda: None if why == "nvcc was not found" else "/nvcc")
+    monkeypatch.setattr(setup_py, "run_cmake", lambda *arguments: (tmp_path / "summary.txt").write_text("built"))
+    (tmp_path / "module.so").touch()
+    monkeypatch.setattr(setup_py.shutil, "rmtree", lambda *arguments, **options: None)
+    if why is None:
+        assert setup_py.build_cuda(tmp_path / "module.so", tmp_path) == "built"
+    else:
+        with pytest.raises(CompileError, match=why):
+            setup_py.build_cuda(tmp_path / "module.so", tmp_path)
+
+
 def test_a_failed_build_is_an_error_on_request(
     setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
