@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from kssm import data
+from kssm.__main__ import WAITING, WAITING_VARIABLES
 
 from tests.runs import TINY, kssm, train
 
@@ -167,3 +168,49 @@ def test_sample_is_a_function_of_its_seed(text: Path, tmp_path: Path, capfd: pyt
     assert len(outputs[0]) == 4 + 40 + 1
     assert kssm("sample", run, "--prompt", "Q") == 2
     assert "'Q' is not in the vocabulary" in capfd.readouterr().err
+
+
+class TestWaiting:
+    """How OpenMP's threads wait: settled before torch is loaded, by the user first."""
+
+    # main itself, or the module as a program: each notes the variables when torch is first looked for.
+    CODE = """
+import os, runpy, sys
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(*(f"{v}={os.environ[v]}" for v in names if v in os.environ), flush=True)
+            os._exit(0)
+start, *names = sys.argv[1:]
+sys.meta_path.insert(0, Torch())
+sys.argv = ["kssm", "sample", "nowhere"]
+exec(start)
+"""
+    ENTRY = "from kssm.__main__ import main; main()"
+    MODULE = "runpy.run_module('kssm', run_name='__main__', alter_sys=True)"
+
+    def seen(self, start: str, **user: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k not in WAITING_VARIABLES} | user
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+        command = [sys.executable, "-c", self.CODE, start, *WAITING_VARIABLES]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @pytest.mark.parametrize("start", [ENTRY, MODULE], ids=["entry point", "module"])
+    def test_is_settled_before_torch_is_loaded(self, start: str):
+        assert self.seen(start) == "=".join(WAITING)
+
+    @pytest.mark.parametrize("user", ["OMP_WAIT_POLICY=active", "GOMP_SPINCOUNT=7", "KMP_BLOCKTIME=1"])
+    def test_the_users_own_wins(self, user: str):
+        assert self.seen(self.ENTRY, **dict([user.split("=")])) == user
+
+    @pytest.mark.parametrize("start", ["import kssm_kernels", "from kssm import KSSMv3"])
+    def test_the_libraries_set_nothing(self, start: str):
+        assert self.seen(start) == ""
+
+    def test_nothing_is_set_once_torch_is_loaded(self, monkeypatch: pytest.MonkeyPatch):
+        for name in WAITING_VARIABLES:
+            monkeypatch.delenv(name, raising=False)
+        assert kssm("--help") == 0
+        assert not os.environ.keys() & set(WAITING_VARIABLES)

@@ -132,6 +132,24 @@ def test_resolve_device(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_device(name)
 
 
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda count, device: torch.zeros(count))
+    assert resolve_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+def test_a_device_with_memory_of_its_own_is_asked_for_all_of_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    properties = {torch.device(name, 1): SimpleNamespace(total_memory=123)}
+    monkeypatch.setattr(torch, name, SimpleNamespace(get_device_properties=properties.__getitem__))
+    assert total_memory(torch.device(name, 1)) == 123
+
+
+def test_the_machines_memory_is_all_of_it_not_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}.__getitem__)
+    assert total_memory(torch.device("cpu")) == 40960
+
+
 def test_a_run_releases_memory_after_each_evaluation_and_before_its_checkpoint(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

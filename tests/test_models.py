@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -189,6 +190,19 @@ def test_loss_falls(model: OscillatorLM):
     assert losses[-1] < 0.5 * losses[0]
 
 
+class Told(OscillatorLM):
+    """A model whose logits at the last position are a given function of the tokens."""
+
+    def __init__(
+        self, vocab_size: int, last: Callable[[torch.Tensor], torch.Tensor], max_positions: int | None = None
+    ) -> None:
+        super().__init__(vocab_size, max_positions)
+        self.last = last
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.last(tokens)[:, None]
+
+
 class TestGenerate:
     def test_is_a_function_of_the_generator(self, model: OscillatorLM):
         prompt = some_tokens(2, 3)
@@ -210,6 +224,25 @@ class TestGenerate:
         assert torch.equal(greedy[:, -1], copy.deepcopy(model).eval()(prompt)[:, -1].argmax(-1))
         assert torch.equal(model.generate(prompt, 4, temperature=0), model.generate(prompt, 4, top_k=1))
         assert model.generate(prompt, 2, top_k=10 * VOCABULARY).max() < VOCABULARY
+
+    @pytest.mark.parametrize(("temperature", "share"), [(0.5, 16 / 17), (1.0, 4 / 5), (2.0, 2 / 3)])
+    def test_temperature_divides_the_logits(self, temperature: float, share: float):
+        model = Told(2, lambda tokens: torch.tensor([[0.0, math.log(4)]]).expand(len(tokens), 2))
+        rows = 20_000
+        tokens = model.generate(torch.zeros(rows, 1, dtype=torch.int64), 1, temperature)
+        deviation = math.sqrt(share * (1 - share) / rows)
+        assert abs(tokens[:, 1].double().mean().item() - share) < 5 * deviation
+
+    def test_the_last_positions_are_seen(self):
+        windows: list[list[int]] = []
+
+        def one_more(tokens: torch.Tensor) -> torch.Tensor:
+            windows.append(tokens[0].tolist())
+            return functional.one_hot(tokens[:, -1] + 1, 10).float()
+
+        tokens = Told(10, one_more, max_positions=4).generate(torch.tensor([[0, 1, 2, 3, 7, 5]]), 3, temperature=0)
+        assert tokens.tolist() == [[0, 1, 2, 3, 7, 5, 6, 7, 8]]
+        assert windows == [[2, 3, 7, 5], [3, 7, 5, 6], [7, 5, 6, 7]]
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -39,6 +39,17 @@ def test_setup_doctests(setup_py: ModuleType) -> None:
     assert not result.failed
 
 
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("ON", True), ("0", False), ("", False), (None, False)])
+def test_a_flag_is_off_where_it_is_0_empty_or_missing(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, value: str | None, on: bool
+) -> None:
+    if value is None:
+        monkeypatch.delenv("KSSM_WERROR", raising=False)
+    else:
+        monkeypatch.setenv("KSSM_WERROR", value)
+    assert setup_py.env_flag("KSSM_WERROR") == on
+
+
 @pytest.mark.parametrize("below", [True, False], ids=["in the build folder", "elsewhere"])
 def test_a_new_build_forgets_deleted_modules(setup_py: ModuleType, tmp_path: Path, below: bool) -> None:
     from setuptools import Distribution
@@ -68,6 +79,58 @@ def build_in_vain(setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, folder:
     command.build_lib, command.build_temp = str(folder), str(folder / "temp")
     command.ensure_finalized()
     command.run()
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_build_leaves_nothing_of_the_one_before(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: bool
+) -> None:
+    """In the build folder, and in the source tree where an editable installation puts it."""
+    from setuptools import Distribution, Extension
+    from setuptools.errors import CompileError
+
+    def compiled(module: Path, folder: Path) -> str:
+        if not built:
+            raise CompileError("no compiler")
+        module.touch()
+        return "summary"
+
+    monkeypatch.setattr(setup_py, "build_extension", compiled)
+    monkeypatch.setattr(setup_py, "ROOT", tmp_path / "source")
+    command = setup_py.BuildExtension(Distribution({"ext_modules": [Extension(setup_py.EXTENSION, [], optional=True)]}))
+    command.build_lib, command.build_temp = str(tmp_path / "built"), str(tmp_path / "temp")
+    command.ensure_finalized()
+    stand_in, module = f"{setup_py.EXTENSION}.py", command.get_ext_filename(setup_py.EXTENSION)
+    for folder in ("source", "built"):
+        (tmp_path / folder).mkdir()
+        for name in (stand_in, module):
+            (tmp_path / folder / name).write_text("before")
+    command.run()
+    command.copy_extensions_to_source()
+    for folder in ("source", "built"):
+        assert [file.name for file in (tmp_path / folder).iterdir()] == [module if built else stand_in]
+        assert "before" not in next((tmp_path / folder).iterdir()).read_text()
+
+
+@pytest.mark.parametrize("why", ["KSSM_CUDA=0", "KSSM_SANITIZE=1", "nvcc was not found", None])
+def test_the_cuda_kernels_are_left_out_where(
+    setup_py: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, why: str | None
+) -> None:
+    from setuptools.errors import CompileError
+
+    for name in ("KSSM_CUDA", "KSSM_SANITIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if why and "=" in why:
+        monkeypatch.setenv(*why.split("="))
+    monkeypatch.setattr(setup_py, "find_nvcc", lambda: None if why == "nvcc was not found" else "/nvcc")
+    monkeypatch.setattr(setup_py, "run_cmake", lambda *arguments: (tmp_path / "summary.txt").write_text("built"))
+    (tmp_path / "module.so").touch()
+    monkeypatch.setattr(setup_py.shutil, "rmtree", lambda *arguments, **options: None)
+    if why is None:
+        assert setup_py.build_cuda(tmp_path / "module.so", tmp_path) == "built"
+    else:
+        with pytest.raises(CompileError, match=why):
+            setup_py.build_cuda(tmp_path / "module.so", tmp_path)
 
 
 def test_a_failed_build_is_an_error_on_request(
@@ -167,6 +230,46 @@ def test_what_is_imported_is_declared(folder: str, extras: list[str]) -> None:
     declared = {{"scikit_learn": "sklearn"}.get(name, name) for name in declared}
     # setuptools serves this file alone, which skips without it; triton comes with the torch builds that can use it.
     assert imported(ROOT / folder) - declared - {"setuptools", "triton"} == set()
+
+
+# The first argument names what is not to be found, the others are pytest's.
+COLLECT = """
+import sys, pytest
+from importlib.machinery import PathFinder
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in hidden else super().find_spec(name, path, target)
+hidden = sys.argv[1].split(",")
+sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extras"),
+    [
+        ("", ["train", "test"]),
+        ("bench --benchmark-only -p pytest_benchmark.plugin", ["train", "bench"]),
+        ("tests bench -m gpu -p pytest_benchmark.plugin", ["test", "bench"]),
+    ],
+)
+def test_collecting_needs_no_more_than_these_extras(arguments: str, extras: list[str]) -> None:
+    """Whatever the other extras bring is hidden from the process that collects."""
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    if "bench" in extras:
+        pytest.importorskip("pytest_benchmark", reason="the bench needs its extra")
+    optional = project["optional-dependencies"]
+    declared = {extra: {re.split(r"[^\w-]", r)[0].replace("-", "_") for r in optional[extra]} for extra in optional}
+    hidden = set().union(*declared.values()).difference(*(declared[extra] for extra in extras))
+    modules = ["sklearn" if name == "scikit_learn" else name for name in sorted(hidden)]
+    # Plugins are not loaded by themselves, for that of a hidden package would end the process.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    for name in ("TRITON_INTERPRET", "KSSM_CUDA_ON_HOST", "LD_PRELOAD"):
+        environment.pop(name, None)
+    command = [sys.executable, "-c", COLLECT, ",".join(modules), *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)

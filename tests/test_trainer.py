@@ -14,11 +14,13 @@ import pytest
 import torch
 from kssm import checkpoint, data
 from kssm.config import PRESETS, ModelConfig, OptimizerConfig, TrainConfig, check, least_memory
-from kssm.trainer import Trainer, learning_rate, make_optimizer
 
 from tests.runs import kssm, metrics, train
 
 pytest.importorskip("tyro", reason="the trainer needs the train extra")
+
+from kssm.trainer import Trainer, learning_rate, make_optimizer  # imports tqdm
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

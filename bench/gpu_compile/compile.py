@@ -18,7 +18,6 @@ from torch import Tensor
 from bench.gpu_compile import listing
 from bench.gpu_compile.cases import CASES
 from bench.gpu_compile.listing import Code
-from kssm_kernels.triton import _launch
 
 ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = (80, 90, 100), ("gfx942",)
@@ -31,6 +30,8 @@ Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, argum
 @contextmanager
 def recorded(lanes: int) -> Iterator[list[Launch]]:
     """Triton launches within, as on a device with so many lanes: noted down in place of being run."""
+    from kssm_kernels.triton import _launch  # imports Triton; pytest collects this file without it too
+
     names = ("order_parameters", "kuramoto", "kuramoto_long", "bistable_coupling", "sign_split")
     modules: list[Any] = [importlib.import_module(f"kssm_kernels.triton.{name}") for name in names]
     found: list[Launch] = []
@@ -104,6 +105,8 @@ def _triton_kernels(lanes: int) -> list[tuple[str, Any, dict[str, Any]]]:
 def triton_codes() -> list[Code]:
     import triton
     from triton.backends.compiler import GPUTarget
+
+    from kssm_kernels.triton import _launch
 
     found: list[Code] = []
     for label, source, options in _triton_kernels(32):

@@ -11,6 +11,22 @@ Models: :class:`KSSMv1`, :class:`KSSMv2`, :class:`KSSMv3`. Command line: ``kssm 
 torch.Size([1, 5, 65])
 """
 
-from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
 
 __all__ = ["KSSMv1", "KSSMv2", "KSSMv3", "OscillatorLM"]
+
+
+def __getattr__(name: str) -> Any:
+    """The models when they are first asked for: the command line settles how threads wait before torch is loaded."""
+    if name in __all__:
+        from kssm import models
+
+        return getattr(models, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +28,20 @@ usage: kssm {train,sample} [options]
 kssm train --help and kssm sample --help show every option; kssm --version the version.
 """
 
+# How long an OpenMP thread spins before it sleeps while it waits for others. libgomp's default of some milliseconds
+# takes the processor from whoever could end the wait as soon as other processes want it too (docs/waiting.md).
+WAITING = ("GOMP_SPINCOUNT", "3000")
+WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 (the run failed), 2 (it could not be started), 130 (interrupted)."""
+    """Run one command; returns its exit code: 0, 1 (the run failed), 2 (it could not be started), 130 (interrupted).
+
+    Sets ``WAITING`` in the environment unless one of ``WAITING_VARIABLES`` is set, or torch is loaded already: OpenMP
+    reads it when torch loads it, and a program that calls this function later has chosen by itself.
+    """
+    if "torch" not in sys.modules and not os.environ.keys() & set(WAITING_VARIABLES):
+        os.environ[WAITING[0]] = WAITING[1]
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

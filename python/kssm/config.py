@@ -160,8 +160,9 @@ CHANGEABLE = {"out", "resume", "max_steps", "device", "eval_every", "eval_tokens
 
 def _options(config: TrainConfig) -> dict[str, Any]:
     """Every option by its name, the nested groups flattened as the command line shows them."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return values | dataclasses.asdict(values.pop("model")) | dataclasses.asdict(values.pop("optimizer"))
+    values = dataclasses.asdict(config)
+    model, optimizer = values.pop("model"), values.pop("optimizer")
+    return {**values, **model, **optimizer}
 
 
 def _flag(name: str) -> str:
