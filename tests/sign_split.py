@@ -149,5 +149,7 @@ WRONG_STATES: list[tuple[str, Callable[[Tensor], Any], str]] = [
     ("rms", lambda t: t.double(), r"'rms'.*got torch.float64"),
     ("step", lambda t: t.expand(2), r"'step'.*must be torch.int64 \(\).*got .*\(2,\)"),
     ("step", lambda t: t.to(torch.int32), r"'step'.*got torch.int32"),
+    ("rms", lambda t: t.to("meta"), r"'rms'.*on cpu, got .*on meta"),
+    ("positive", lambda t: t.to("meta"), r"'positive'.*on cpu, got .*on meta"),
     ("step", lambda t: 3, r"'step'.*must be a tensor, got int"),
 ]  # fmt: skip

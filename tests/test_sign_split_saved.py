@@ -66,6 +66,17 @@ def test_a_missing_half_of_a_state_is_refused(key: str) -> None:
         optimizer.load_state_dict(saved)
 
 
+def test_a_saved_state_without_its_memory_is_refused() -> None:
+    """torch's own copy of it ends in a segmentation fault."""
+    p, optimizer = made((80, 64))
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["negative"].untyped_storage().resize_(100)
+    before = kept(p, optimizer)
+    with pytest.raises(RuntimeError, match=r"the saved state 'negative'.*storage of 100 bytes"):
+        optimizer.load_state_dict(saved)
+    assert_kept(p, optimizer, before)
+
+
 @implementations
 def test_a_checkpoint_of_a_smaller_layer(name: str) -> None:
     with running(name) as chosen:

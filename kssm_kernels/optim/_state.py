@@ -83,7 +83,9 @@ def _wanted(p: Tensor, means: torch.dtype) -> dict[str, tuple[tuple[int, ...], t
 
 
 def check(name: str, p: Tensor, state: Mapping[str, Any], *, saved: bool = False) -> None:
-    """Raises ``ValueError`` for a state that a step of the parameter cannot take. saved: wherever it lies."""
+    """Raises ``ValueError`` for a state that a step of the parameter cannot take, ``RuntimeError`` for one whose memory
+    was freed. saved: on any device that has memory.
+    """
     which = f"{'the saved state' if saved else 'state'} %r of {name}, of shape {tuple(p.shape)},"
     for key in NAMES:
         if key in state and not isinstance(state[key], Tensor):
@@ -102,12 +104,14 @@ def check(name: str, p: Tensor, state: Mapping[str, Any], *, saved: bool = False
         good = tuple(t.shape) == shape and t.dtype in dtypes and t.layout == torch.strided
         if good and key in SHAPED:
             good = _tensors.local(t).shape == _tensors.local(p).shape
-        if not good or (not saved and t.device != p.device):
+        lies_well = t.device == p.device or (saved and t.device.type != "meta")
+        if not good or not lies_well:
             got = f"{t.dtype} {tuple(t.shape)} on {t.device}"
             if tuple(t.shape) == shape and key in SHAPED:  # a tensor of each process, or of another kind
                 got += f" ({t.layout}, {tuple(_tensors.local(t).shape)} in this process)"
             kinds = " or ".join(map(str, dtypes))
             raise ValueError(f"{NAME}: {which % key} must be {kinds} {shape} on {p.device}, got {got}")
+        _tensors.check_storage(which % key, t)
 
 
 def _settle(name: str, p: Tensor, state: dict[str, Any]) -> None:
@@ -168,7 +172,7 @@ def tensors_of(p: Tensor, g: Tensor, state: dict[str, Any], group: Mapping[str, 
     """
     _tensors.check_gradient(name, p, g)
     check(name, p, state)
-    for label, t in (*named(name, p, state), (f"the gradient of {name}", g)):
+    for label, t in ((name, p), (f"the gradient of {name}", g)):
         _tensors.check_storage(label, t)
     make_state(state, p, group)
     _settle(name, p, state)

@@ -91,7 +91,7 @@ def check_storage(name: str, t: Tensor) -> None:
     found = _storage(local(t))
     if found is not None and not found[1]:
         raise RuntimeError(
-            f"{NAME}: {name} of shape {tuple(t.shape)} and {t.dtype} has a storage of {found[0].nbytes()} bytes, which "
+            f"{NAME}: {name} has {t.dtype} {tuple(t.shape)} in a storage of {found[0].nbytes()} bytes, which "
             "is too small for it (freed between steps?); want its memory back before the step"
         )
 
