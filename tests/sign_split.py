@@ -103,3 +103,53 @@ def assert_same(
         torch.testing.assert_close(
             x, y.to(x.device), rtol=rtol, atol=rtol, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+# ---- one parameter, and states that it does not want ----
+
+EVERYTHING: dict[str, Any] = {
+    "mode": "consolidate",
+    "temperature": True,
+    "param_rounding": "kahan",
+    "state_rounding": "stochastic",
+    "state_dtype": torch.uint8,
+}
+
+
+def made(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, steps: int = 1, **options: Any
+) -> tuple[nn.Parameter, SignSplitEMA]:
+    """A parameter of random numbers after some steps; inside ``running`` of an implementation."""
+    g = torch.Generator().manual_seed(5)
+    p = nn.Parameter(torch.randn(shape, generator=g).to(dtype))
+    optimizer = SignSplitEMA([("weight", p)], **{"lr": 0.05, **options})
+    for _ in range(steps):
+        p.grad = torch.randn(shape, generator=g).to(dtype)
+        optimizer.step()
+    return p, optimizer
+
+
+# state, what is made of it, and the words that follow "state" in the error
+WRONG_STATES: list[tuple[str, Callable[[Tensor], Any], str]] = [
+    ("positive", lambda t: t[:-1], r"'positive' of parameter 0 'weight', of shape \(80, 64\), .*got .*\(79, 64\)"),
+    ("positive", lambda t: t.reshape(-1), r"'positive'.*got .*\(5120,\)"),
+    ("positive", lambda t: t.to(torch.int32), r"'positive'.*float32 or .*uint8 \(80, 64\).*got torch.int32"),
+    ("negative", lambda t: t.reshape(64, 80), r"'negative'.*\(80, 64\).*got .*\(64, 80\)"),
+    ("negative", lambda t: t.float(), r"'negative'.*must be torch.uint8.*got torch.float32"),
+    ("negative", lambda t: None, r"'negative'.*must be a tensor, got NoneType"),
+    ("temperature", lambda t: t[:, :3], r"'temperature'.*got .*\(80, 3\)"),
+    ("temperature", lambda t: t.double(), r"'temperature'.*must be torch.float32.*got torch.float64"),
+    ("compensation", lambda t: t.float(), r"'compensation'.*must be torch.bfloat16.*got torch.float32"),
+    ("compensation", lambda t: t[0], r"'compensation'.*got .*\(64,\)"),
+    ("positive_scale", lambda t: t[:-1], r"'positive_scale'.*must be torch.float32 \(20,\).*got .*\(19,\)"),
+    ("negative_scale", lambda t: t.double(), r"'negative_scale'.*got torch.float64"),
+    ("cryo", lambda t: torch.ones(81), r"'cryo'.*must be torch.float32 \(80,\).*got .*\(81,\)"),
+    ("cryo", lambda t: torch.ones(80, dtype=torch.float64), r"'cryo'.*got torch.float64"),
+    ("rms", lambda t: t.reshape(1), r"'rms'.*must be torch.float32 \(\).*got .*\(1,\)"),
+    ("rms", lambda t: t.double(), r"'rms'.*got torch.float64"),
+    ("step", lambda t: t.expand(2), r"'step'.*must be torch.int64 \(\).*got .*\(2,\)"),
+    ("step", lambda t: t.to(torch.int32), r"'step'.*got torch.int32"),
+    ("rms", lambda t: t.to("meta"), r"'rms'.*on cpu, got .*on meta"),
+    ("positive", lambda t: t.to("meta"), r"'positive'.*on cpu, got .*on meta"),
+    ("step", lambda t: 3, r"'step'.*must be a tensor, got int"),
+]  # fmt: skip

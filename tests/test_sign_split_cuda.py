@@ -95,6 +95,19 @@ def test_a_sum_of_many_chunks(kernels: ctypes.CDLL) -> None:
     assert_same(run("cuda", **arguments), run("single", **arguments), rtol=1e-6)
 
 
+def test_a_sum_of_more_chunks_than_a_block_adds_up_in_one_turn(kernels: ctypes.CDLL) -> None:
+    """2^12 chunks of 512 elements and two more, which hold the largest numbers and nearly all of the rms."""
+    n = (1 << 21) + 513
+    p = nn.Parameter(torch.zeros(n))
+    p.grad = torch.full((n,), 1.0)
+    p.grad[1 << 21 :] = 1000.0
+    with running("cuda"):
+        optimizer = SignSplitEMA([p], mode="consolidate", beta=0.5)
+        optimizer.step()
+    want = (((1 << 21) + 513 * 1e6) / n) ** 0.5 / 2
+    assert optimizer.state[p]["rms"].item() == pytest.approx(want, rel=1e-6)
+
+
 # ---- numbers that lie in tensors ----
 
 

@@ -239,3 +239,58 @@ def test_consolidate_takes_the_rms_of_the_step_before(name: str) -> None:
         p.grad = torch.tensor([-1.0, 0.0, 0.0, 0.0])
         optimizer.step()
     assert p[0].item() == pytest.approx(-1 + 1 / (1 + 3 * 0.25 / rms), rel=2**-21)
+
+
+@implementations
+@pytest.mark.parametrize("rows", [False, True])
+def test_decay_is_divided_by_cryo_too(name: str, rows: bool) -> None:
+    """One step of +1 from p = 1: r is 1, so p - lr (1 + decay p) / cryo = 1 - 0.25 * 1.1 / 10."""
+    p = nn.Parameter(torch.ones(3, 4))
+    with running(name) as chosen:
+        optimizer = SignSplitEMA([p], lr=0.25, weight_decay=0.1, cryo=1.0 if rows else 10.0, **chosen)
+        if rows:
+            optimizer.state[p]["cryo"] = torch.full((3,), 10.0)
+        p.grad = torch.ones(3, 4)
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((3, 4), 0.9725), rtol=2**-22, atol=0)
+
+
+@implementations
+def test_cryo_replaced_between_steps_is_seen(name: str) -> None:
+    """By a plan too, which a second step on the same tensors uses again."""
+    p = nn.Parameter(torch.zeros(2, 3))
+    moved = []
+    with running(name) as chosen:
+        optimizer = SignSplitEMA([p], lr=0.1, **chosen)
+        optimizer.state[p]["cryo"] = torch.ones(2)
+        for k in range(4):
+            if k == 3:
+                optimizer.state[p]["cryo"] = torch.full((2,), 10.0)
+            before = p.detach().clone()
+            p.grad = torch.ones(2, 3)
+            optimizer.step()
+            moved.append((before - p.detach()).mean().item())
+    assert moved == pytest.approx([0.1, 0.1, 0.1, 0.01], rel=1e-5)
+
+
+@implementations
+def test_each_parameter_has_a_random_stream_of_its_own(name: str) -> None:
+    """Numbered over all groups, with or without gradients before them."""
+    start, g = torch.ones(500, dtype=torch.bfloat16), torch.full((500,), 1e-3, dtype=torch.bfloat16)
+    params = [nn.Parameter(start.clone()) for _ in range(4)]
+    with running(name) as chosen:
+        groups: list[dict[str, Any]] = [{"params": params[:2]}, {"params": params[2:]}]
+        optimizer = SignSplitEMA(groups, lr=0.001, param_rounding="stochastic", **chosen)
+        for p in params:
+            p.grad = g.clone()
+        optimizer.step()
+        for i in range(4):
+            assert 0 < params[i].ne(1).sum() < 500
+            for j in range(i):
+                assert not torch.equal(params[i], params[j]), (i, j)
+        alone = nn.Parameter(start.clone())
+        alone.grad = g.clone()
+        idle = [nn.Parameter(start.clone()) for _ in range(3)]
+        last = SignSplitEMA([{"params": idle}, {"params": [alone]}], lr=0.001, param_rounding="stochastic", **chosen)
+        last.step()
+    assert torch.equal(alone, params[3])

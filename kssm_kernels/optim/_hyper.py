@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,15 @@ MODES = ("paper", "normalized", "consolidate")  # in the order of SignSplitMode 
 BETA = {"paper": 0.99, "normalized": 0.9, "consolidate": 0.99}
 KAPPA = {"paper": 1.0, "normalized": 1.0, "consolidate": 30.0}
 STATE_DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
+LR_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PARAM_ROUNDING = ("nearest", "stochastic", "kahan")
 STATE_ROUNDING = ("nearest", "stochastic")
+OPTIONS = (
+    "lr", "mode", "beta", "kappa", "eps", "weight_decay", "lazy", "temperature", "maximize", "state_dtype", "foreach",
+    "fused", "cryo", "param_rounding", "state_rounding", "seed",
+)  # fmt: skip
+# Those that tell its groups from other optimizers'.
+OWN = {"mode", "beta", "kappa", "lazy", "temperature", "state_dtype", "cryo", "param_rounding", "state_rounding"}
 
 
 class Hyper(NamedTuple):
@@ -42,21 +50,23 @@ class Hyper(NamedTuple):
 
 
 def hyper_of(group: Mapping[str, Any], grad_scale: Tensor | None, found_inf: Tensor | None) -> Hyper:
-    heat = group["temperature"]
+    heat, lr = group["temperature"], group["lr"]
+    if isinstance(lr, Tensor):
+        _check_lr(lr)
     return Hyper(
-        group["lr"],
+        lr.resolve_neg() if isinstance(lr, Tensor) else float(lr),
         MODES.index(group["mode"]),
-        group["beta"],
-        group["kappa"],
-        group["eps"],
-        group["weight_decay"],
+        float(group["beta"]),
+        float(group["kappa"]),
+        float(group["eps"]),
+        float(group["weight_decay"]),
         group["lazy"],
         group["maximize"],
-        group["cryo"],
+        float(group["cryo"]),
         None if heat is None else (heat["floor"], heat["cool"], heat["heat"]),
         group["param_rounding"],
         group["state_rounding"],
-        group["seed"],
+        int(group["seed"]),
         grad_scale,
         found_inf,
     )
@@ -69,6 +79,11 @@ def calibrated_heat(cool: float, beta: float) -> float:
     0.0436
     """
     return (1.0 - cool) / math.sqrt((1.0 - beta) / (1.0 + beta))
+
+
+def plain(value: Any) -> Any:
+    """numpy's numbers, which a scheduler's arithmetic may leave, as Python's."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 
 def _one_of(name: str, value: object, choices: tuple[Any, ...]) -> None:
@@ -86,7 +101,7 @@ def _number(name: str, value: object, low: float, high: float, *, open_above: bo
 def _check_lr(lr: object) -> None:
     if not isinstance(lr, Tensor):
         _number("lr", lr, 0.0, math.inf, open_above=True)
-    elif lr.numel() != 1 or not lr.is_floating_point():
+    elif lr.numel() != 1 or lr.dtype not in LR_DTYPES:
         raise ValueError(f"{NAME}: a tensor lr must hold one floating-point number, got {lr.dtype} {tuple(lr.shape)}")
 
 
@@ -95,7 +110,7 @@ def _resolved_temperature(given: object, beta: float) -> dict[str, float] | None
         return None
     if given is not True and not isinstance(given, Mapping):
         raise TypeError(f"{NAME}: temperature must be None, True or a mapping, got {type(given).__name__}")
-    chosen = {} if given is True else dict(given)
+    chosen = {} if given is True else {name: plain(value) for name, value in given.items()}
     unknown = sorted(set(chosen) - {"floor", "cool", "heat"})
     if unknown:
         raise ValueError(f"{NAME}: temperature has floor, cool and heat, got {', '.join(map(repr, unknown))}")
@@ -110,6 +125,7 @@ def _resolved_temperature(given: object, beta: float) -> dict[str, float] | None
 
 def resolve(group: dict[str, Any]) -> None:
     """Puts the mode's defaults where the group has None, and raises for what no step could use."""
+    group.update((name, plain(group[name])) for name in OPTIONS)
     _one_of("mode", group["mode"], MODES)
     for name, defaults in (("beta", BETA), ("kappa", KAPPA)):
         if group[name] is None:

@@ -45,18 +45,55 @@ def distributed_tensors() -> Any:
     return public if hasattr(public, "DTensor") else importlib.import_module("torch.distributed._tensor")
 
 
+def is_plain(t: Tensor) -> bool:
+    """Whether t is of no subclass of tensors that may mean something of its own."""
+    return type(t) in (Tensor, torch.nn.Parameter)
+
+
 def is_dtensor(t: Tensor) -> bool:
     """Whether t is a DTensor; does not import torch.distributed for tensors that are not."""
-    if type(t) in (Tensor, torch.nn.Parameter):
+    if is_plain(t):
         return False
     return isinstance(t, distributed_tensors().DTensor)
 
 
 def local(t: Tensor) -> Tensor:
     """The part of a DTensor that lies in this process; of any other tensor all of it."""
-    if type(t) in (Tensor, torch.nn.Parameter):
+    if is_plain(t):
         return t
     return t.to_local() if is_dtensor(t) else t  # type: ignore[attr-defined]  # DTensor's, not Tensor's
+
+
+def _storage(t: Tensor) -> tuple[torch.UntypedStorage, bool] | None:
+    """A tensor's storage and whether it is large enough for its shape; None without one: sparse, or a wrapper."""
+    try:
+        storage = t.untyped_storage()
+        last = t.storage_offset() + sum(s * (n - 1) for s, n in zip(t.stride(), t.shape, strict=True))
+        return storage, t.numel() == 0 or storage.nbytes() >= (last + 1) * t.element_size()
+    except (RuntimeError, NotImplementedError):
+        return None
+
+
+def has_memory(t: Tensor) -> bool:
+    """Whether a tensor's elements lie where its address says.
+
+    Not on the meta device, in a fake tensor (its storage is there), in a wrapper (a subclass around other tensors, or
+    functorch's under vmap and grad), or where the storage has been freed.
+    """
+    found = _storage(t)
+    if found is None or not found[1]:
+        return False
+    return t.numel() == 0 or (found[0].device == t.device and t.device.type != "meta" and t.data_ptr() != 0)
+
+
+def check_storage(name: str, t: Tensor) -> None:
+    """Raises ``RuntimeError`` where a storage was resized below its tensor: torch's own operators would read on."""
+    found = _storage(local(t))
+    if found is not None and not found[1]:
+        raise RuntimeError(
+            f"{NAME}: {name} has {t.dtype} {tuple(t.shape)} in a storage of {found[0].nbytes()} bytes, which "
+            "is too small for it (freed between steps?); want its memory back before the step"
+        )
 
 
 def is_dense(t: Tensor) -> bool:
@@ -76,9 +113,19 @@ def flat(t: Tensor) -> Tensor:
     return t.detach().as_strided((t.numel(),), (1,), t.storage_offset())
 
 
+def lies_like(t: Tensor, order: Tensor) -> bool:
+    """Whether memory holds t's elements in the places of ``order``'s, and their values as they are.
+
+    The stride of an axis of one element says nothing. A view that is to be negated when it is read (torch's negative
+    bit, as of ``z.conj().imag``) holds the opposite of its values.
+    """
+    strides = zip(t.stride(), order.stride(), t.shape, strict=True)
+    return not t.is_neg() and (t.numel() == 0 or all(a == b for a, b, size in strides if size > 1))
+
+
 def like(t: Tensor, order: Tensor) -> Tensor:
     """t itself if its elements lie in memory as those of the dense ``order`` do; otherwise a copy that does."""
-    return t if t.stride() == order.stride() else torch.empty_like(order, dtype=t.dtype).copy_(t)
+    return t if lies_like(t, order) else torch.empty_like(order, dtype=t.dtype).copy_(t)
 
 
 # ---- memory that no in-place step can work on ----
@@ -103,35 +150,45 @@ def _elements(t: Tensor) -> Tensor:
     return t.data_ptr() + places.flatten() * t.element_size()
 
 
-def check_memory(params: Sequence[Tensor]) -> None:
-    """Raises ``ValueError`` where two elements of the parameters share memory: they would be stepped twice."""
-    spans: list[tuple[str, int, int, int, Tensor]] = []
-    for i, p in enumerate(params):
-        t = local(p)
-        if t.numel() == 0 or t.layout != torch.strided or t.device.type == "meta":
+def check_memory(tensors: Sequence[tuple[str, Tensor]]) -> None:
+    """Raises ``ValueError`` where two elements of the named tensors share memory: they would be stepped twice."""
+    spans: list[tuple[str, int, int, int]] = []
+    for i, (name, given) in enumerate(tensors):
+        t = local(given)
+        if t.numel() == 0 or t.layout != torch.strided or not has_memory(t):
             continue
         if _overlaps_itself(t):
             raise ValueError(
-                f"{NAME}: parameter {i} of shape {tuple(t.shape)} has stride {t.stride()}: elements that share memory "
-                "(expanded?) cannot be stepped in place; want a parameter of its own memory (clone it)"
+                f"{NAME}: {name} of shape {tuple(t.shape)} has stride {t.stride()}: elements that share memory "
+                "(expanded?) cannot be stepped in place; want a tensor of its own memory (clone it)"
             )
         last = sum(s * (n - 1) for s, n in zip(t.stride(), t.shape, strict=True))
         begin = t.data_ptr()
-        spans.append((str(t.device), begin, begin + (last + 1) * t.element_size(), i, t))
-    spans.sort(key=lambda span: span[:4])
-    for (device, _, end, i, t), (next_device, begin, _, j, other) in itertools.pairwise(spans):
+        spans.append((str(t.device), begin, begin + (last + 1) * t.element_size(), i))
+    spans.sort()
+    for (device, _, end, i), (next_device, begin, _, j) in itertools.pairwise(spans):
         if device != next_device or begin >= end:
             continue
+        t, other = local(tensors[i][1]), local(tensors[j][1])
         if (is_dense(t) and is_dense(other)) or bool(torch.isin(_elements(t), _elements(other)).any()):
-            raise ValueError(f"{NAME}: parameters {i} and {j} share memory; want parameters that do not overlap")
+            first, second = (tensors[k][0] for k in sorted((i, j)))
+            word = "parameter "
+            both = f"{first} and {second}"
+            if first.startswith(word) and second.startswith(word):
+                both = f"parameters {first.removeprefix(word)} and {second.removeprefix(word)}"
+            raise ValueError(f"{NAME}: {both} share memory; want tensors that do not overlap")
 
 
-def check_gradient(p: Tensor, g: Tensor) -> None:
+def check_gradient(name: str, p: Tensor, g: Tensor) -> None:
     if g.layout != torch.strided:
         raise RuntimeError(f"{NAME}: sparse gradients are not supported, got layout {g.layout}; want a dense gradient")
-    if g.device != p.device or g.shape != p.shape:
-        got, want = f"{tuple(g.shape)} on {g.device}", f"{tuple(p.shape)} on {p.device}"
-        raise RuntimeError(f"{NAME}: a gradient must have its parameter's shape and device, {want}, got {got}")
+    if g.device != p.device or g.shape != p.shape or local(g).shape != local(p).shape:
+        got, want = (f"{tuple(t.shape)} (here {tuple(local(t).shape)}) on {t.device}" for t in (g, p))
+        raise RuntimeError(
+            f"{NAME}: the gradient of {name} must have its parameter's shape and device, {want}, got {got}"
+        )
+    if g.dtype not in PARAM_DTYPES:
+        raise RuntimeError(f"{NAME}: the gradient of {name} must be real and floating-point, got {g.dtype}")
 
 
 def check_param(p: Any) -> None:

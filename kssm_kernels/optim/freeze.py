@@ -136,13 +136,15 @@ class FreezeController:
         self.solid_below, self.freeze_at, self.thaw_below = solid_below, freeze_at, thaw_below
         self.expand_above, self.on_expand = expand_above, on_expand
         self.steps, self.asked_at = 0, 0
+        self._expected: Mapping[str, Any] | None = None
         self.petals: dict[str, Petal] = {}
         named = list(named_parameters)
         for name, parts in petals.items():
             self.add(name, parts, named)
         self._hooks = (
             optimizer.register_state_dict_post_hook(self._save),
-            optimizer.register_load_state_dict_pre_hook(self._load),
+            optimizer.register_load_state_dict_pre_hook(self._expect),
+            optimizer.register_load_state_dict_post_hook(self._load),
         )
 
     # ---- petals ----
@@ -290,20 +292,30 @@ class FreezeController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises ValueError where the saved petals are not these."""
-        if set(state["petals"]) != set(self.petals):
-            got, want = sorted(state["petals"]), sorted(self.petals)
-            raise ValueError(f"{NAME}: the saved petals are {got}, this controller has {want}")
+        self._check_saved(state)
         self.steps, self.asked_at = state["steps"], state["asked_at"]
         for name, values in state["petals"].items():
             for key, value in values.items():
                 setattr(self.petals[name], key, value)
 
+    def _check_saved(self, state: Mapping[str, Any]) -> None:
+        if set(state["petals"]) != set(self.petals):
+            got, want = sorted(state["petals"]), sorted(self.petals)
+            raise ValueError(f"{NAME}: the saved petals are {got}, this controller has {want}")
+
     def _save(self, _: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict[KEY] = self.state_dict()
 
-    def _load(self, _: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-        if KEY in state_dict:
-            self.load_state_dict(state_dict[KEY])
+    # The optimizer may refuse its own part of a dict between the two: the controller then stays as it is too.
+    def _expect(self, _: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+        self._expected = state_dict.get(KEY)
+        if self._expected is not None:
+            self._check_saved(self._expected)
+
+    def _load(self, _: torch.optim.Optimizer) -> None:
+        if self._expected is not None:
+            self.load_state_dict(self._expected)
+        self._expected = None
 
 
 def _part(t: Tensor, rows: slice) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from kssm_kernels import backends
 from kssm_kernels.optim import _cpu, _reference, _state, _table, _tensors
-from kssm_kernels.optim._hyper import NAME, Hyper, hyper_of, resolve
+from kssm_kernels.optim._hyper import NAME, OPTIONS, Hyper, hyper_of, plain, resolve
+from kssm_kernels.optim._state import check_ours
 from kssm_kernels.optim._tensors import Tensors
 
 OP = "sign_split_ema"
@@ -33,7 +34,7 @@ OP = "sign_split_ema"
 def _takes_lists() -> bool:
     try:
         torch.autograd.graph.increment_version([torch.empty(0)])
-    except (TypeError, AttributeError):  # torch 2.4: a tensor only
+    except (TypeError, AttributeError, RuntimeError):  # torch 2.4 takes a tensor only, and says so in either way
         return False
     return True
 
@@ -52,6 +53,8 @@ def _bump(params: list[Tensor]) -> None:
 
 def _kernel(p: Tensor) -> Callable[..., None] | None:
     """The kernel that serves a parameter: of the backend asked for, the best of its device; None: pure torch."""
+    if not _tensors.is_plain(p) and not _tensors.has_memory(_tensors.local(p)):
+        return None  # a fake tensor, or a subclass around others
     backend = backends.select(OP, p)
     if backend == "cpu":
         return _cpu.step
@@ -114,8 +117,11 @@ class SignSplitEMA(torch.optim.Optimizer):
     as it is, outside the graph: nothing is compiled anew when the learning rate changes.
 
     Raises:
-        TypeError, ValueError: a bad hyper-parameter, complex or sparse parameters, shared memory.
-        RuntimeError: a sparse gradient; ``fused=True`` where no kernel runs. NotImplementedError: 8 bits of a DTensor.
+        TypeError, ValueError: a bad hyper-parameter, complex or sparse parameters, shared memory; in ``step`` and
+            ``load_state_dict``, a state whose shape, dtype or device is not what its parameter wants (which a layer
+            that grows in place must replace), named with both.
+        RuntimeError: a sparse gradient, one of another shape or device, one without memory of its own (fake, or
+            wrapped by functorch); ``fused=True`` where no kernel runs. NotImplementedError: 8 bits of a DTensor.
 
     >>> import torch
     >>> from kssm_kernels.optim import SignSplitEMA
@@ -179,6 +185,9 @@ class SignSplitEMA(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:  # of an older release, which lacked an option
+            for name, value in self._options().items():
+                group.setdefault(name, value)
         self._plans = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -189,34 +198,70 @@ class SignSplitEMA(torch.optim.Optimizer):
             resolve(group)
             for p in group["params"]:
                 _tensors.check_param(p)
-            _tensors.check_memory([p for g in self.param_groups for p in g["params"]])
+            _tensors.check_memory([(name, p) for p, (_, name) in self._names().items()])
         except Exception:
             self.param_groups.pop()
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what :meth:`state_dict` of any implementation, on any device, has returned; dtypes stay as saved."""
+        """Loads what :meth:`state_dict` of any implementation, on any device, has returned; dtypes stay as saved.
+
+        An option that an older release did not save is as in the constructor. ``ValueError`` or ``TypeError``, and
+        nothing changed, for another optimizer's dict, or state of other shapes or dtypes than these parameters want.
+        """
         seen: list[Mapping[str, Any]] = []
+
+        def check(_: torch.optim.Optimizer, given: dict[str, Any]) -> None:
+            self._check_saved(given)
+            seen.append(given)
 
         def restore(_: torch.optim.Optimizer) -> None:
             saved = seen[-1]
-            numbers = (i for group in saved["param_groups"] for i in group["params"])
-            mine = (p for group in self.param_groups for p in group["params"])
-            for number, p in zip(numbers, mine, strict=True):
+            for number, p in self._saved_as(saved):
                 if number in saved["state"]:
                     self.state[p] = _state.restored(p, saved["state"][number])
             for group in self.param_groups:
                 resolve(group)
-            self._plans = {}
 
         # appended: it sees what the user's own hooks have made of the dict; prepended: theirs see the state restored
-        before = self.register_load_state_dict_pre_hook(lambda _, given: seen.append(given))
+        before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
             before.remove()
             after.remove()
+
+    def _saved_as(self, saved: Mapping[str, Any]) -> list[tuple[Any, Tensor]]:
+        """Each parameter's key in a state_dict, and the parameter."""
+        keys = (key for group in saved["param_groups"] for key in group["params"])
+        return list(zip(keys, (p for group in self.param_groups for p in group["params"]), strict=True))
+
+    def _check_saved(self, saved: Mapping[str, Any]) -> None:
+        """Raises for a state_dict that this optimizer cannot go on from, before anything is changed."""
+        check_ours(saved)
+        sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], self.param_groups)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"{NAME}: the saved groups have {sizes[0]} parameters, want {sizes[1]} as this optimizer's"
+            )
+        for group in saved["param_groups"]:
+            resolve({**self._options(), **group})
+        names = self._names()
+        for key, p in self._saved_as(saved):
+            if key in saved["state"]:
+                _state.check(names[p][1], p, saved["state"][key], saved=True)
+
+    def _options(self) -> dict[str, Any]:
+        """What a group takes where it says nothing."""
+        return {name: self.defaults[name] for name in OPTIONS if name in self.defaults}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; numbers that a scheduler has made numpy's are Python's, so that ``weights_only`` reads them."""
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.update((name, plain(value)) for name, value in group.items())
+        return saved
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -252,32 +297,42 @@ class SignSplitEMA(torch.optim.Optimizer):
                 kernel(table, hyper)
             return
         self._plans.pop(number, None)
-        random = group["param_rounding"] == "stochastic" or group["state_rounding"] == "stochastic"
-        numbers = self._numbers() if random else {}
-        _tensors.check_memory(params)
+        names = self._names()
         states: list[dict[str, Any]] = [self.state[p] for p in params]
         tensors = []
         for p, state in zip(params, states, strict=True):
             assert p.grad is not None
-            tensors.append(_state.tensors_of(p, p.grad, state, group, numbers.get(p, 0)))
+            _tensors.check_param(p)
+            tensors.append(_state.tensors_of(p, p.grad, state, group, *names[p]))
+        _tensors.check_memory([x for p, s in zip(params, states, strict=True) for x in _state.named(names[p][1], p, s)])
         buckets = _table.bucketed(tensors)
         chosen = [_implementation(group, params[b[0]], len(params) > 1) for b in buckets]
+        # all tables, with their checks, before anything is stepped
+        work = [
+            (bucket, _table.Table.of([tensors[i] for i in bucket]) if callable(how) else None, how)
+            for bucket, how in zip(buckets, chosen, strict=True)
+        ]
         self._count(states, hyper)
-        runs = []
-        for bucket, implementation in zip(buckets, chosen, strict=True):
-            these = [tensors[i] for i in bucket]
-            if callable(implementation):
-                runs.append((bucket, _table.Table.of(these), implementation))
-                implementation(runs[-1][1], hyper)
+        runs: list[tuple[list[int], _table.Table, Callable[..., None]]] = []
+        for bucket, made, how in work:
+            if callable(how) and made is not None:
+                runs.append((bucket, made, how))
+                how(made, hyper)
             elif hyper.found_inf is None or not float(hyper.found_inf):
-                (_reference.foreach if implementation == "foreach" else _reference.single_tensor)(these, hyper)
+                advance = _reference.foreach if how == "foreach" else _reference.single_tensor
+                advance([tensors[i] for i in bucket], hyper)
         plain = [_write_back(p, t, state) for p, t, state in zip(params, tensors, states, strict=True)]
         if all(plain) and len(runs) == len(buckets) > 0:
-            self._plans[number] = _plan(_options(group), params, states, runs)
+            self._plans[number] = _table.Plan(_options(group), params, states, runs)
 
-    def _numbers(self) -> dict[Tensor, int]:
-        """Number of each parameter's random stream: its place in the optimizer."""
-        return {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+    def _names(self) -> dict[Tensor, tuple[int, str]]:
+        """Of each parameter its place in the optimizer, the number of its random stream, and what errors call it."""
+        found: dict[Tensor, tuple[int, str]] = {}
+        for group in self.param_groups:
+            names = group.get("param_names")
+            for i, p in enumerate(group["params"]):
+                found[p] = (len(found), f"parameter {len(found)}" + (f" {names[i]!r}" if names else ""))
+        return found
 
     def _count(self, states: list[dict[str, Any]], hyper: Hyper) -> None:
         """Counts the step for the random words; a step that found_inf skips does not count."""
@@ -300,30 +355,14 @@ def _write_back(p: Tensor, t: Tensors, state: dict[str, Any]) -> bool:
         return False
     if not p.numel():
         return True
-    if t.p.data_ptr() != p.data_ptr():
-        p.copy_(t.p.as_strided(state["positive"].shape, state["positive"].stride()))
+    order = state["positive"]
+    if not _tensors.lies_like(p, order):
+        p.copy_(t.p.as_strided(order.shape, order.stride()))
         return False
-    return p.grad is not None and t.g.data_ptr() == p.grad.data_ptr()
+    return p.grad is not None and _tensors.lies_like(p.grad, order)
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
     """What decides which tensors a step takes."""
     wanted = ("mode", "param_rounding", "state_rounding", "fused", "foreach")
     return (group["temperature"] is None, *(group[name] for name in wanted))
-
-
-def _plan(
-    options: tuple[Any, ...],
-    params: list[Tensor],
-    states: list[dict[str, Any]],
-    runs: list[tuple[list[int], _table.Table, Callable[..., None]]],
-) -> _table.Plan:
-    layouts = []
-    others = []
-    for p, state in zip(params, states, strict=True):
-        assert p.grad is not None
-        g = p.grad
-        addresses = (p.data_ptr(), state["positive"].data_ptr(), state["negative"].data_ptr())
-        layouts.append((g.dtype, g.stride(), *addresses, len(state)))
-        others += [(state, name, t) for name, t in state.items() if name not in ("positive", "negative")]
-    return _table.Plan(options, params, states, layouts, others, runs)
