@@ -111,7 +111,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "python setup.py build_ext --inplace": Run(
             (
                 "KSSM_CUDA=0 KSSM_REQUIRE_EXTENSION=1 python setup.py build_ext --inplace",
-                'python -c "import _kssm_kernels_cpu as m; print(m.__file__)"',
+                'python -c "from kssm_kernels.backends import cpu_extension; print(cpu_extension.__file__)"',
             ),
             "",
             "without the CUDA kernels, which the package's own part compiles",
