@@ -42,9 +42,7 @@ class Part:
     because: str = ""
 
 
-TESTS_OF_EXTRAS = (
-    "tests/test_packaging.py tests/test_optimizer_proof.py tests/test_trainer.py tests/test_triton_compile.py"
-)
+TESTS_OF_EXTRAS = "tests/test_command_line.py tests/test_optimizer_proof.py tests/test_triton_compile.py"
 SANITIZERS = ("address and undefined-behaviour sanitizers",)
 EDITABLE = "train,test,bench,lint,gpu,proof"
 
@@ -111,7 +109,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "python setup.py build_ext --inplace": Run(
             (
                 "KSSM_CUDA=0 KSSM_REQUIRE_EXTENSION=1 python setup.py build_ext --inplace",
-                'python -c "import _kssm_kernels_cpu as m; print(m.__file__)"',
+                'python -c "from kssm_kernels.backends import cpu_extension; print(cpu_extension.__file__)"',
             ),
             "",
             "without the CUDA kernels, which the package's own part compiles",

@@ -209,6 +209,11 @@ exec(start)
     def test_the_libraries_set_nothing(self, start: str):
         assert self.seen(start) == ""
 
+    @pytest.mark.parametrize("file", ["README.md", ".ci/run", "docs/waiting.md"])
+    def test_what_is_written_is_what_is_set(self, file: str):
+        text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+        assert "=".join(WAITING) in text
+
     def test_nothing_is_set_once_torch_is_loaded(self, monkeypatch: pytest.MonkeyPatch):
         for name in WAITING_VARIABLES:
             monkeypatch.delenv(name, raising=False)

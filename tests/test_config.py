@@ -6,7 +6,9 @@ import dataclasses
 from typing import Any
 
 import pytest
-from kssm.config import ModelConfig, OptimizerConfig, TrainConfig, UsageError, check, check_same_run
+import torch
+from kssm.checkpoint import build_model
+from kssm.config import ModelConfig, OptimizerConfig, TrainConfig, UsageError, check, check_same_run, least_memory
 
 GROUPS = {"model": ModelConfig, "optimizer": OptimizerConfig}
 
@@ -57,3 +59,16 @@ def test_a_continued_run_may_change_its_length_its_device_and_its_reports_only(n
     else:
         with pytest.raises(UsageError, match=f" has --{name.replace('_', '-')} .*, got another$"):
             check_same_run(TrainConfig(), asked)
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"), [("v1", "oscillators"), ("v1", "harmonics"), ("v2", "oscillators"), ("v3", "harmonics")]
+)
+def test_the_least_memory_grows_with_a_bank_as_its_weights_do(arch: str, size: str) -> None:
+    def both(value: int) -> tuple[int, int]:
+        config = changed(changed(TrainConfig(batch_size=0), "arch", arch), size, value)
+        with torch.device("meta"):
+            return least_memory(config, 96), sum(p.numel() for p in build_model(config, 96).parameters())
+
+    (memory, weights), (more_memory, more_weights) = both(100), both(200)
+    assert 0.95 <= (more_memory - memory) / (16 * (more_weights - weights)) <= 1
