@@ -108,6 +108,26 @@ def test_other_groups_are_refused() -> None:
         optimizer.load_state_dict(SignSplitEMA([nn.Parameter(Z(4)), nn.Parameter(Z(4))]).state_dict())
 
 
+def test_training_on_does_not_change_what_was_loaded() -> None:
+    """Scales, counters and divisors included, which lie on the right device as they are."""
+    p, optimizer = made((80, 64), torch.bfloat16, **EVERYTHING)
+    optimizer.state[p]["cryo"] = torch.ones(80)
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved["state"][0])
+    optimizer.load_state_dict(saved)
+    optimizer.state[p]["cryo"].fill_(2.0)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    for name, t in before.items():
+        assert torch.equal(saved["state"][0][name], t), name
+
+
+def test_eight_bits_begin_at_4096_elements() -> None:
+    for n, dtype in ((4095, torch.float32), (4096, torch.uint8)):
+        p, optimizer = made((n,), state_dtype=torch.uint8)
+        assert optimizer.state[p]["positive"].dtype == dtype
+
+
 # ---- what is not ours, what is older, and numpy's numbers ----
 
 

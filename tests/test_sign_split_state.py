@@ -117,6 +117,43 @@ def test_memory_that_is_not_there_any_more(change: Callable[[Tensor, dict[str, A
             optimizer.step()
 
 
+@implementations
+def test_the_same_memory_read_otherwise(name: str) -> None:
+    """What a plan must notice although no address has changed: a parameter's dtype, and that reading negates it."""
+
+    def result(name: str, change: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], SignSplitEMA]:
+        with running(name) as chosen:
+            p, optimizer = made((300,), torch.bfloat16, steps=2, **chosen)
+            address = p.data_ptr()
+            p.data = change(p.data)
+            assert p.data_ptr() == address
+            optimizer.step()
+        return [p], optimizer
+
+    for change in (torch._neg_view, lambda t: t.view(torch.float16)):
+        assert_same(result(name, change), result("single", change))
+
+
+@implementations
+def test_gradients_within_larger_memory(name: str) -> None:
+    """With the strides of the last step's: one that has become smaller, and one that begins too near the end."""
+    for shape, begin in (((200,), 0), ((300,), 4)):
+        with running(name) as chosen:
+            p, optimizer = made((300,), steps=2, **chosen)
+            memory = Z(400)
+            if begin:
+                p.grad = memory[begin : begin + 300]
+                memory.untyped_storage().resize_(4 * 300)
+            else:
+                p.grad = memory[:300]
+                optimizer.step()
+                p.grad.data = memory[: shape[0]]
+            before = p.detach().clone()
+            with pytest.raises(RuntimeError, match=r"the gradient of parameter 0 'weight' "):
+                optimizer.step()
+            assert torch.equal(p.detach(), before)
+
+
 def _transposed(t: Tensor) -> Tensor:
     return t.t().contiguous().t()
 

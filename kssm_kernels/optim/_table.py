@@ -142,8 +142,8 @@ class Plan:
     def renewed(self, options: tuple[Any, ...], params: Sequence[Tensor]) -> bool:
         """Points the tables at this step's gradients; False if anything else has changed.
 
-        1.5 us for each parameter. Devices are left out, which no tensor changes in place, and so are the dtype and the
-        negative bit of a state that is still the same tensor.
+        1.5 us for each parameter. Devices are left out, which no tensor changes in place, and so is the dtype of a
+        state that is still the same tensor; is_set_to is false also for a view that reading negates.
         """
         if options != self.options or len(params) != len(self.params) or not all(map(is_, params, self.params)):
             return False
@@ -158,7 +158,6 @@ class Plan:
             or list(map(len, self.states)) != self.counts
             or list(map(_size, self.storages)) != self.sizes
             or list(map(_dtype, params)) != self.dtypes
-            or any(map(Tensor.is_neg, params))
             or not all(map(Tensor.is_set_to, self.tensors, self.views))
         ):
             return False
