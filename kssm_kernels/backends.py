@@ -33,7 +33,7 @@ DEFAULTS = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch"), "xpu":
 
 # Bumped with every change of a C++ signature. The extension carries the number it was built with, so that a
 # source checkout that shadows an older installed extension says so instead of crashing.
-ABI = 3
+ABI = 4
 
 _explicit = ""
 

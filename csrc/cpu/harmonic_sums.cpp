@@ -101,10 +101,10 @@ template <class T> void lane_features(const T* const* theta, int64_t n, int harm
   unpack_sums<Vec<T>>(work.numbers, harmonics, columns, columns + harmonics);
   const Vec<T> count = splat<Vec<T>>(static_cast<T>(n));
   for (int h = 0; h < harmonics; ++h) {
-    const Vec<T> c = columns[h] / count, s = columns[harmonics + h] / count;
+    Vec<T> c = columns[h] / count, s = columns[harmonics + h] / count;
+    columns[2 * harmonics + h] = into_unit_disk(c, s);
     columns[h] = c;
     columns[harmonics + h] = s;
-    columns[2 * harmonics + h] = magnitude(c, s);
   }
   for (int64_t h = 3 * harmonics; h < work.stride; ++h) columns[h] = Vec<T>{};
   lanes_to_rows<T>(columns, work.stride, [&](int i) { return features[i]; });

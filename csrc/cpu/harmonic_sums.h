@@ -57,7 +57,7 @@ template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmo
 // shared out among the threads, and their sums added in order, in double.
 template <class T, class Phases>
 inline void row_features(int64_t n, int harmonics, int threads, const Phases& phases, FeatureWork<T>& work, int code,
-                         void* target, bool& ok) {
+                         void* target, bool& ok, Watch* watch) {
   const int64_t blocks = (n + kBlock - 1) / kBlock, width = 2 * harmonics;
   T *sums = work.sums, *row = work.row;
   if (blocks <= 1) {
@@ -72,7 +72,7 @@ inline void row_features(int64_t n, int harmonics, int threads, const Phases& ph
       if (failed(ok)) return;
       harmonic_sums<T>(phases(begin, count, scratch), count, harmonics, own);
       for (int64_t i = 0; i < width; ++i) partial[b * width + i] = static_cast<double>(own.sums[i]);
-    });
+    }, watch);
     for (int64_t i = 0; i < width; ++i) {
       double sum = 0.0;
       for (int64_t b = 0; b < blocks; ++b) sum += partial[b * width + i];
@@ -82,10 +82,10 @@ inline void row_features(int64_t n, int harmonics, int threads, const Phases& ph
   const T count = static_cast<T>(n);
 #pragma omp simd
   for (int h = 0; h < harmonics; ++h) {
-    const T c = sums[h] / count, s = sums[harmonics + h] / count;
+    T c = sums[h] / count, s = sums[harmonics + h] / count;
+    row[2 * harmonics + h] = into_unit_disk(c, s);
     row[h] = c;
     row[harmonics + h] = s;
-    row[2 * harmonics + h] = magnitude(c, s);
   }
   store_row<T>(code, target, 3 * harmonics, row);
 }

@@ -4,12 +4,15 @@
 
 #include <stdint.h>
 
+#include "watch.h"
+
 namespace kssm {
 
 struct PhaseRows {
   const void* data;
   int64_t rows, n, row_stride, column_stride;
   int code;
+  Watch* watch;  // for signals, if the call is long
 };
 
 // value + data[row * row_stride + j * column_stride], in the arithmetic dtype (theta: in its own); absent: data null, value 0
@@ -37,6 +40,7 @@ struct KuramotoCall {
   uint64_t seed;
   Operand operands[kOperands];
   bool has_omega, has_lag, has_noise;
+  Watch* watch;  // for signals, if the call is long
 };
 
 struct KuramotoSaved {

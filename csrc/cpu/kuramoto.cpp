@@ -1,10 +1,11 @@
 // Mean-field phase update and order parameters of the updated phases, row by row, and their adjoint. Equations:
 // kssm_kernels/ops/kuramoto_features.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
-// a longer row has all threads to itself. The steps are taken row by row; the features, and their adjoint, of short rows
-// as many at a time as a vector has lanes.
+// a longer row has all threads to itself (kuramoto_long.cpp). The steps are taken row by row; the features, and their
+// adjoint, of short rows as many at a time as a vector has lanes.
 
 #include "entry_points.h"
 #include "harmonic_sums.h"
+#include "kuramoto_long.h"
 #include "kuramoto_row.h"
 
 KSSM_NAMESPACE_BEGIN
@@ -20,12 +21,9 @@ KSSM_FN double work(const KuramotoCall& call) {
 
 struct Plan : Chunks {
   Plan(const KuramotoCall& call, int64_t rows_together)
-      : Chunks(call.rows, rows_together), threads(worth_threads(work(call), call.threads)),
-        within_row(call.n > kBlock ? threads : 1) {
-    if (call.n > kBlock) count = 1;
-  }
+      : Chunks(call.rows, rows_together), threads(worth_threads(work(call), call.threads)) {}
 
-  int threads, within_row;
+  int threads;
 };
 
 template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out) {
@@ -47,15 +45,15 @@ KSSM_FN bool starts_alike(const KuramotoCall& call) { return call.operands[kThet
 template <class T> class Features {
  public:
   Features(const KuramotoCall& call, void* data, const Plan& plan, bool& ok)
-      : call_(call), data_(data), within_row_(plan.within_row), in_lanes_(plan.together > 1),
+      : call_(call), data_(data), in_lanes_(plan.together > 1),
         row_work_(in_lanes_ ? 0 : call.harmonics, ok), lane_work_(in_lanes_ ? call.harmonics : 0, ok) {}
 
   void put(int64_t first, int64_t last, const T* const* state, bool& ok) {
     const int64_t count = 3 * call_.harmonics;
     if (!in_lanes_) {
       row_features<T>(
-          call_.n, call_.harmonics, within_row_, [&](int64_t begin, int64_t, T*) { return state[0] + begin; },
-          row_work_, call_.code, element(data_, call_.code, first * count), ok);
+          call_.n, call_.harmonics, 1, [&](int64_t begin, int64_t, T*) { return state[0] + begin; }, row_work_,
+          call_.code, element(data_, call_.code, first * count), ok, nullptr);
       return;
     }
     T* rows[kLanes<T>];
@@ -68,7 +66,6 @@ template <class T> class Features {
  private:
   const KuramotoCall& call_;
   void* const data_;
-  const int within_row_;
   const bool in_lanes_;
   FeatureWork<T> row_work_;
   LaneWork<T> lane_work_;
@@ -80,7 +77,7 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
   parallel_for(plan.count, plan.threads, [&](int64_t chunk) {
     RowBuffer<T> start(call.n, ok);
     Rows<T> theta(plan.together, call.n, ok);
-    KuramotoRow<T> row(call, plan.within_row, ok);
+    KuramotoRow<T> row(call, ok);
     Features<T> feature_rows(call, features, plan, ok);
     Mean<T> z{};
     bool started = false;
@@ -95,8 +92,8 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
         T* const end = in_place ? static_cast<T*>(phases) + r * call.n : theta[r - first];
         const T* state = end;
         if (call.steps == 0) load_theta<T>(call, r, end);
-        else state = theta_row<T>(call, r, start);
-        for (int64_t s = 0; s < call.steps; ++s) {
+        else state = row.start(theta_row<T>(call, r, start), true);
+        for (int64_t s = 0; s < call.steps && !row.stopped(); ++s) {
           if (!started || !starts_alike(call)) z = row.mean_field(state);
           row.advance(state, z, s, end);
           state = end;
@@ -107,7 +104,7 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
       }
       if (call.harmonics) feature_rows.put(first, last, ends, ok);
     }
-  });
+  }, call.watch);
   return ok;
 }
 
@@ -125,7 +122,7 @@ template <class T> class GradientSum {
   }
   bool wanted() const { return target_.data != nullptr; }
 
-  void add(KuramotoRow<T>& row, int64_t chunk, int64_t r, const T* g) {
+  void add(const KuramotoRow<T>& row, int64_t chunk, int64_t r, const T* g) {
     if (!wanted()) return;
     if (target_.per_row && target_.per_column) {
       store_row<T>(code_, element(target_.data, code_, r * n_), n_, g);
@@ -133,9 +130,7 @@ template <class T> class GradientSum {
       static_cast<T*>(target_.data)[r] = static_cast<T>(row.sum(g));
     } else if (target_.per_column) {
       T* sum = columns_ + chunk * n_;
-      row.for_blocks([&](int64_t begin, int64_t end) {
-        for (int64_t j = begin; j < end; ++j) sum[j] += g[j];
-      });
+      for (int64_t j = 0; j < n_; ++j) sum[j] += g[j];
     } else {
       scalars_[chunk] += row.sum(g);
     }
@@ -185,7 +180,7 @@ template <class T> class Adjoint {
   Adjoint(const KuramotoCall& call, const KuramotoSaved& saved, GradientSum<T>* sums, const Plan& plan, bool& ok)
       : call_(call), saved_(saved), sums_(sums), in_lanes_(plan.together > 1), stride_(padded<T>(call.n)),
         length_(segment_length(call.steps)), segments_(length_ ? (call.steps + length_ - 1) / length_ : 1),
-        row_(call, plan.within_row, ok), states_((length_ ? length_ : 1) * stride_, ok),
+        row_(call, ok), states_((length_ ? length_ : 1) * stride_, ok),
         marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok), means_(length_, ok),
         totals_(kOperands * stride_, ok), rest_(6 * call.harmonics, ok), weights_(2 * call.harmonics, ok),
         numbers_(kMaxGroupNumbers, ok), ends_(in_lanes_ ? plan.together : 0, call.n, ok),
@@ -210,9 +205,12 @@ template <class T> class Adjoint {
     const bool keep = starts_alike(call_) && !first_of_chunk;
     if (!keep) load_padded(r);
     if (segments_ > 1) mark();
-    for (int64_t k = segments_ - 1; k >= 0; --k) {
+    for (int64_t k = segments_ - 1; k >= 0 && !row_.stopped(); --k) {
       const int64_t first = k * length_, last = first + length_ < call_.steps ? first + length_ : call_.steps;
-      if (segments_ > 1) copy(marks_ + k * stride_, states_);
+      if (segments_ > 1) {
+        copy(marks_ + k * stride_, states_);
+        row_.start(states_, false);
+      }
       replay(first, last, keep);
       if (last == call_.steps) gradient_of_end(r, last - first, pull);
       for (int64_t s = last - 1; s >= first; --s) {
@@ -232,12 +230,14 @@ template <class T> class Adjoint {
   void load_padded(int64_t r) {
     store(states_ + stride_ - kLanes<T>, Vec<T>{});
     load_theta<T>(call_, r, states_);
+    const T* const start = row_.start(states_, true);
+    if (start != states_) copy(start, states_);
   }
 
   // the states at steps 0, length, 2 length, ..
   void mark() {
     copy(states_, marks_);
-    for (int64_t s = 0; s < (segments_ - 1) * length_; ++s) {
+    for (int64_t s = 0; s < (segments_ - 1) * length_ && !row_.stopped(); ++s) {
       row_.advance(states_, row_.mean_field(states_), s, states_);
       if ((s + 1) % length_ == 0) copy(states_, marks_ + (s + 1) / length_ * stride_);
     }
@@ -286,9 +286,7 @@ template <class T> class Adjoint {
       if (saved_.phases) load_row<T>(call_.code, element(saved_.phases, call_.code, r * n), 1, n, end_);
       else if (steps_in_segment == 0) end = states_;
       weigh(r, weights_);
-      row_.for_blocks([&](int64_t begin, int64_t stop) {
-        harmonic_adjoint<T>(end + begin, stop - begin, call_.harmonics, weights_, numbers_, g_ + begin);
-      });
+      harmonic_adjoint<T>(end, n, call_.harmonics, weights_, numbers_, g_);
     }
     for (int64_t j = n; j < stride_; ++j) g_[j] = T(0);
   }
@@ -324,7 +322,7 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
     Adjoint<T> adjoint(call, saved, sums, plan, ok);
     for (int64_t r = plan.first(chunk); r < plan.last(chunk) && !failed(ok); r += plan.together)
       adjoint.run(chunk, r, plan.end_of(r + plan.together), r == plan.first(chunk));
-  });
+  }, call.watch);
   if (ok)
     for (auto& sum : sums) sum.finish();
   return ok;
@@ -332,12 +330,35 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
 
 }  // namespace
 
+namespace {
+
+template <class T> bool forward_any(const KuramotoCall& call, void* features, void* phases) {
+  return call.n > kBlock ? forward_long<T>(call, worth_threads(work(call), call.threads), features, phases)
+                         : forward<T>(call, features, phases);
+}
+
+template <class T>
+bool backward_any(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
+  return call.n > kBlock ? backward_long<T>(call, worth_threads(work(call), call.threads), saved, targets)
+                         : backward<T>(call, saved, targets);
+}
+
+KuramotoCall watched_call(const KuramotoCall& call) {
+  KuramotoCall mine = call;
+  mine.watch = watched(call.watch, work(call));
+  return mine;
+}
+
+}  // namespace
+
 bool kuramoto_forward(const KuramotoCall& call, void* features, void* phases) {
-  return call.code == kFloat64 ? forward<double>(call, features, phases) : forward<float>(call, features, phases);
+  const KuramotoCall mine = watched_call(call);
+  return call.code == kFloat64 ? forward_any<double>(mine, features, phases) : forward_any<float>(mine, features, phases);
 }
 
 bool kuramoto_backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
-  return call.code == kFloat64 ? backward<double>(call, saved, targets) : backward<float>(call, saved, targets);
+  const KuramotoCall mine = watched_call(call);
+  return call.code == kFloat64 ? backward_any<double>(mine, saved, targets) : backward_any<float>(mine, saved, targets);
 }
 
 KSSM_NAMESPACE_END

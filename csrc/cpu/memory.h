@@ -2,6 +2,7 @@
 #pragma once
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "simd.h"
 
@@ -96,6 +97,19 @@ KSSM_FN const void* element(const void* base, int code, int64_t index) {
 }
 KSSM_FN void* element(void* base, int code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
 
+// The C library maps and unmaps large blocks at each call, and their first touch, 4 KiB at a time, took as long as the
+// arithmetic: 41,000 page faults for four million oscillators and ten steps. Huge pages are touched 512 times less often.
+inline void* allocate(int64_t bytes) {
+  constexpr int64_t kHugePage = 2 << 20;
+  if (bytes < 2 * kHugePage) return aligned_alloc(64, static_cast<size_t>(bytes));
+  const size_t size = static_cast<size_t>((bytes + kHugePage - 1) / kHugePage * kHugePage);
+  void* const memory = aligned_alloc(static_cast<size_t>(kHugePage), size);
+#if defined(MADV_HUGEPAGE)
+  if (memory) madvise(memory, size, MADV_HUGEPAGE);  // a hint; without it all works, slower
+#endif
+  return memory;
+}
+
 // Aligned scratch memory of one scope, up to 256 bytes of it in place: on tiny problems the allocations are most of what
 // a kernel costs. Clears `ok`, which threads share, if there is none; a count of 0 takes none.
 template <class T> class Buffer {
@@ -103,7 +117,7 @@ template <class T> class Buffer {
   Buffer(int64_t count, bool& ok) {
     const int64_t bytes = (count * static_cast<int64_t>(sizeof(T)) + 127) / 64 * 64;
     if (count <= 0) return;
-    void* const memory = bytes <= kInPlace ? in_place_ : aligned_alloc(64, static_cast<size_t>(bytes));
+    void* const memory = bytes <= kInPlace ? in_place_ : allocate(bytes);
     memory_ = static_cast<T*>(memory);
     if (!memory_) __atomic_store_n(&ok, false, __ATOMIC_RELAXED);
   }

@@ -16,6 +16,8 @@ KSSM_FN double work(const PhaseRows& theta, int harmonics) {
   return static_cast<double>(theta.rows) * static_cast<double>(theta.n) * (2 * harmonics + 20) / kLanes<float>;
 }
 
+KSSM_FN Watch* watch_of(const PhaseRows& theta, int harmonics) { return watched(theta.watch, work(theta, harmonics)); }
+
 // Phases of one row from begin on, in T: where they lie, or read into scratch.
 template <class T>
 KSSM_FN const T* phases(const PhaseRows& theta, int64_t row, int64_t begin, int64_t count, T* scratch) {
@@ -49,15 +51,16 @@ template <class T> class ResultRows {
 };
 
 // f(first, last) for chunks of rows that begin at multiples of `together`
-template <class F> KSSM_FN void for_chunks(int64_t rows, int64_t together, int threads, const F& f) {
-  const Chunks chunks(rows, together);
-  parallel_for(chunks.count, threads, [&](int64_t chunk) { f(chunks.first(chunk), chunks.last(chunk)); });
+template <class F> KSSM_FN void for_chunks(const PhaseRows& theta, int harmonics, int64_t together, int threads, const F& f) {
+  const Chunks chunks(theta.rows, together);
+  parallel_for(
+      chunks.count, threads, [&](int64_t chunk) { f(chunks.first(chunk), chunks.last(chunk)); }, watch_of(theta, harmonics));
 }
 
 template <class T> bool forward_in_lanes(const PhaseRows& theta, int harmonics, void* features, int threads) {
   constexpr int W = kLanes<T>;
   bool ok = true;
-  for_chunks(theta.rows, W, threads, [&](int64_t first, int64_t last) {
+  for_chunks(theta, harmonics, W, threads, [&](int64_t first, int64_t last) {
     Rows<T> in(W, theta.n, ok);
     LaneWork<T> work(harmonics, ok);
     ResultRows<T> out(features, theta.code, 3 * harmonics, ok);
@@ -76,7 +79,7 @@ template <class T> bool forward(const PhaseRows& theta, int harmonics, void* fea
   if (theta.n <= kLaneRows) return forward_in_lanes<T>(theta, harmonics, features, threads);
   const bool long_rows = theta.n > kBlock;
   bool ok = true;
-  for_chunks(theta.rows, long_rows ? theta.rows : 1, threads, [&](int64_t first, int64_t last) {
+  for_chunks(theta, harmonics, long_rows ? theta.rows : 1, threads, [&](int64_t first, int64_t last) {
     RowBuffer<T> short_row(long_rows ? 1 : theta.n, ok);
     FeatureWork<T> work(harmonics, ok);
     for (int64_t r = first; r < last && !failed(ok); ++r) {
@@ -84,7 +87,7 @@ template <class T> bool forward(const PhaseRows& theta, int harmonics, void* fea
         return phases<T>(theta, r, begin, count, scratch ? scratch : static_cast<T*>(short_row));
       };
       row_features<T>(theta.n, harmonics, long_rows ? threads : 1, stretch, work, theta.code,
-                      element(features, theta.code, r * 3 * harmonics), ok);
+                      element(features, theta.code, r * 3 * harmonics), ok, watch_of(theta, harmonics));
     }
   });
   return ok;
@@ -95,7 +98,7 @@ bool backward_in_lanes(const PhaseRows& theta, int harmonics, const void* featur
                        void* grad_theta, int threads) {
   constexpr int W = kLanes<T>;
   bool ok = true;
-  for_chunks(theta.rows, W, threads, [&](int64_t first, int64_t last) {
+  for_chunks(theta, harmonics, W, threads, [&](int64_t first, int64_t last) {
     Rows<T> in(W, theta.n, ok);
     LaneWork<T> work(harmonics, ok);
     ResultRows<T> out(grad_theta, theta.code, theta.n, ok);
@@ -141,7 +144,7 @@ bool backward(const PhaseRows& theta, int harmonics, const void* features, const
       harmonic_adjoint<T>(phases<T>(theta, r, begin, count, scratch), count, harmonics, weights, numbers, g);
       store_row<T>(theta.code, element(grad_theta, theta.code, r * theta.n + begin), count, g);
     }
-  });
+  }, watch_of(theta, harmonics));
   return ok;
 }
 

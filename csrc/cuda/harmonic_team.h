@@ -101,10 +101,10 @@ KSSM_DEVICE void harmonic_sums(const Team& team, int harmonics, int rounds, cons
 template <class T> KSSM_DEVICE void finish_features(const Team& team, int64_t n, int harmonics, T* row) {
   const T count = static_cast<T>(n);
   for (int h = team.rank; h < harmonics; h += team.lanes) {
-    const T c = row[h] / count, s = row[harmonics + h] / count;
+    T c = row[h] / count, s = row[harmonics + h] / count;
+    row[2 * harmonics + h] = into_unit_disk(c, s);
     row[h] = c;
     row[harmonics + h] = s;
-    row[2 * harmonics + h] = magnitude(c, s);
   }
   team.sync();
 }

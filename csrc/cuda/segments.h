@@ -33,11 +33,11 @@ __global__ void __launch_bounds__(256)
     s += static_cast<double>(load(p + harmonics));
   }
   if (end == Ending::kFeatures) {
-    const T mean_c = static_cast<T>(c / static_cast<double>(n)), mean_s = static_cast<T>(s / static_cast<double>(n));
+    T mean_c = static_cast<T>(c / static_cast<double>(n)), mean_s = static_cast<T>(s / static_cast<double>(n));
     S* const y = static_cast<S*>(out) + row * 3 * harmonics + h;
+    store(y + 2 * harmonics, into_unit_disk(mean_c, mean_s));
     store(y, mean_c);
     store(y + harmonics, mean_s);
-    store(y + 2 * harmonics, magnitude(mean_c, mean_s));
     return;
   }
   const double scale = end == Ending::kMean ? static_cast<double>(n) : 1.0;

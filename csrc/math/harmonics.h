@@ -89,7 +89,14 @@ template <class T> KSSM_FN void group_numbers(const T* on_cos, const T* on_sin, 
   }
 }
 
-// Magnitude of one order parameter from its real and imaginary parts.
-template <class T> KSSM_FN T magnitude(T c, T s) { return square_root(c * c + s * s + splat<T>(Scalar<T>(1e-8))); }
+// The magnitude M of one order parameter C + iS. The parts of equal addends add up some ulp past N; C + iS is put back on
+// the unit disk, which holds the true value, so that no step leads away from it.
+template <class T> KSSM_FN T into_unit_disk(T& c, T& s) {
+  const T one = splat<T>(Scalar<T>(1)), square = c * c + s * s;
+  const T scale = one / square_root(square > one ? square : one);
+  c = c * scale;
+  s = s * scale;
+  return square_root(c * c + s * s + splat<T>(Scalar<T>(1e-8)));
+}
 
 KSSM_NAMESPACE_END

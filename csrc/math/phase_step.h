@@ -18,4 +18,27 @@ template <class V> KSSM_FN V mean_field_adjoint(V g, V cos, V sin, V g_mean_cos,
   return fma(g_mean_sin, cos, fma(-g_mean_cos, sin, g));
 }
 
+// A call of many steps keeps a phase as x + moved (FOLD in kssm_kernels/ops/_update.py says why). fold puts `moved` into
+// x, and what rounding cuts off into `moved`; with `wrap` it takes whole turns off x. TURN has 8 bits: its multiples are
+// exact, and so is what they leave of x.
+constexpr int kFold = 8;        // FOLD: steps between folds
+constexpr int kPlain = 16;      // PLAIN: calls of up to this many steps add each step to the phase itself
+constexpr int kUnwrapped = 256; // UNWRAPPED: calls of up to this many steps, and those in double, wrap nothing
+constexpr double kTurn = 6.28125, kRest = 0.0019353071795864769;  // TURN + REST = 2 pi
+constexpr double kCountable = 1e5;                                // COUNTABLE
+
+template <class V> KSSM_FN void fold(V& x, V& moved, bool wrap) {
+  using S = Scalar<V>;
+  V y = moved, from = x;
+  if (wrap) {
+    const V magic = splat<V>(sizeof(S) == 8 ? S(0x1.8p52) : S(0x1.8p23));  // adding it rounds to an integer
+    const V turns = (x * splat<V>(S(0.15915494309189533577)) + magic) - magic;
+    from = x - turns * splat<V>(S(kTurn));
+    y = y - turns * splat<V>(S(kRest));
+  }
+  const V sum = from + y, part = sum - from;
+  moved = (from - (sum - part)) + (y - part);
+  x = sum;
+}
+
 KSSM_NAMESPACE_END

@@ -85,12 +85,18 @@ template <class V, int DEGREE> KSSM_FN V horner(const Scalar<V> (&coefficients)[
   return y;
 }
 
+// |r| <= pi/4
+template <class V> KSSM_FN void sincos_small(V r, V& s, V& c) {
+  constexpr auto table = Trig<Scalar<V>>::table();
+  const V z = r * r;
+  s = fma(r * z, horner<V>(table.sin, z), r);
+  c = fma(z * z, horner<V>(table.cos, z), fma(z, splat<V>(Scalar<V>(-0.5)), splat<V>(Scalar<V>(1))));
+}
+
 template <class V> KSSM_FN void sincos_reduced(V r, Int<V> q, V& sin, V& cos) {
   using P = Trig<Scalar<V>>;
-  constexpr auto table = P::table();
-  const V z = r * r;
-  const V s = fma(r * z, horner<V>(table.sin, z), r);
-  const V c = fma(z * z, horner<V>(table.cos, z), fma(z, splat<V>(Scalar<V>(-0.5)), splat<V>(Scalar<V>(1))));
+  V s, c;
+  sincos_small(r, s, c);
   // the quotient's lowest bit swaps; its second is sine's sign, and the two bits' exclusive or is cosine's
   const Int<V> swap_sign = q << (P::sign_shift + 1), sine_sign = q << P::sign_shift;
   const auto odd = swap_sign < 0;

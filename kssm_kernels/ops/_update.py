@@ -29,10 +29,12 @@ class Update(NamedTuple):
 OPERANDS = 4  # how many fields of Update come first and are differentiable
 SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
 
-# A call of many steps keeps its phases as x + d: x is the phase FOLD steps ago or less, d what has been added since. A
-# phase of 3 rad in float32 takes up steps of 0.01 to 1e-5 of their size, d to 1e-7. When d is added to x, what rounding
-# cuts off goes on into the next d. Calls of more than UNWRAPPED steps also take whole turns off x.
+# A call of more than PLAIN steps keeps a phase as x + moved. A phase of 3 rad in float32 takes up steps of 0.01 to 1e-5
+# of their size; `moved`, which is small, to 1e-7. Every FOLD steps it is added to x, and what rounding cuts off stays in
+# it. A call in float32 of more than UNWRAPPED steps also takes whole turns off x, which has bits for no more. (kFold, ..
+# in csrc/math/phase_step.h)
 FOLD = 8
+PLAIN = 16
 UNWRAPPED = 256
 # 2 pi = TURN + REST; a multiple of TURN, which has 8 bits, is exact, and so is what it leaves of x.
 TURN, REST = 6.28125, 0.0019353071795864769
@@ -42,6 +44,11 @@ COUNTABLE = 1e5
 # An operand as a kernel reads it: (owner of the memory or None, row stride, column stride, value), strides in elements
 # and 0 where it is shared; a number has no memory.
 Strided = tuple[Tensor | None, int, int, float]
+
+
+def wraps(steps: int, compute: torch.dtype) -> bool:
+    """Whether a call takes whole turns off its phases."""
+    return steps > UNWRAPPED and compute == torch.float32
 
 
 def steps_together(steps: int) -> int:

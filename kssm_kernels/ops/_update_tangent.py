@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.ops._door import DTYPES
-from kssm_kernels.ops._update import FOLD, OPERANDS, UNWRAPPED, leading_shape
+from kssm_kernels.ops._update import FOLD, OPERANDS, leading_shape, wraps
 from kssm_kernels.ops._update_torch import State, folded, reduced
 from kssm_kernels.ops.noise import philox_normal
 from kssm_kernels.ops.order_parameters import features_tangent
@@ -30,7 +30,7 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
     compute, n = DTYPES[theta.dtype][1], theta.shape[-1]
     lead = leading_shape(theta, arguments[1 : 1 + OPERANDS])
     start = theta.to(compute).expand(*lead, n)
-    wrap = steps > UNWRAPPED
+    wrap = wraps(steps, compute)
     state = State(reduced(start) if wrap else start)
     operands: list[Any] = [None if v is None else v.to(compute) for v in arguments[1 : 1 + OPERANDS]]
     coupling, omega, lag, noise = operands
@@ -62,7 +62,7 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
             step = step - noise * xi
             if d_noise is not None:
                 moved = moved - d_noise * xi
-        state = State(state.base, step if state.moved is None else state.moved + step, state.carry)
+        state = State(state.base, step if state.moved is None else state.moved + step)
         if (index + 1) % FOLD == 0 or index + 1 == steps:
             state = folded(state, wrap)
     features, phases = outputs

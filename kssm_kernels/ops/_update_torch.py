@@ -16,14 +16,15 @@ from kssm_kernels.ops._update import (
     COUNTABLE,
     FOLD,
     OPERANDS,
+    PLAIN,
     REST,
     TURN,
-    UNWRAPPED,
     Operand,
     Update,
     leading_shape,
     seed_value,
     steps_together,
+    wraps,
 )
 from kssm_kernels.ops.noise import philox_normal
 from kssm_kernels.ops.order_parameters import features_backward_torch, features_torch
@@ -34,11 +35,10 @@ def _in_compute(operand: Operand, dtype: torch.dtype) -> Any:
 
 
 class State(NamedTuple):
-    """Phases as base + moved + carry, each [..., N]: FOLD in _update.py says why. None stands for zero."""
+    """Phases as base + moved, each [..., N]; None stands for zero. _update.py says why."""
 
     base: Tensor
     moved: Tensor | None = None
-    carry: Tensor | None = None
 
     @property
     def phases(self) -> Tensor:
@@ -46,18 +46,17 @@ class State(NamedTuple):
 
 
 def folded(state: State, wrap: bool) -> State:
-    """The same phases with nothing moved; modulo 2 pi if ``wrap``."""
-    x, moved, carry = state
-    if moved is None:
+    """The same phases with next to nothing moved; modulo 2 pi if ``wrap``. fold in csrc/math/phase_step.h."""
+    x, y = state
+    if y is None:
         return state
-    y = moved if carry is None else moved + carry
     if wrap:
         turns = (x * (1 / math.tau)).round()
         x = x - TURN * turns
         y = y - REST * turns
     total = x + y
     part = total - x
-    return State(total, None, (x - (total - part)) + (y - part))
+    return State(total, (x - (total - part)) + (y - part))
 
 
 def reduced(theta: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ class _Torch:
         self.device = theta.device
         self.coupling, self.omega, self.lag, self.noise = (_in_compute(v, self.dtype) for v in u[:OPERANDS])
         start = theta.to(self.dtype).expand(*self.lead, self.n).clone(memory_format=torch.contiguous_format)
-        self.wrap = u.steps > UNWRAPPED
+        self.wrap = wraps(u.steps, self.dtype)
         self.start = State(reduced(start) if self.wrap else start)
 
     def xi(self, step: int) -> Tensor:
@@ -96,7 +95,7 @@ class _Torch:
         velocity = (mean_sin * cos).addcmul_(mean_cos, sin, value=-1).mul_(self.coupling)
         if self.omega is not None:
             velocity += self.omega
-        if self.u.steps <= FOLD:
+        if self.u.steps <= PLAIN:
             out = state.base + self.u.dt * velocity
             if self.noise is not None:
                 out -= self.noise * self.xi(index)
@@ -106,7 +105,7 @@ class _Torch:
             moved -= self.noise * self.xi(index)
         if state.moved is not None:
             moved += state.moved
-        after = State(state.base, moved, state.carry)
+        after = State(state.base, moved)
         return folded(after, self.wrap) if (index + 1) % FOLD == 0 or index + 1 == self.u.steps else after
 
     def adjoint(self, theta: Tensor, index: int, g: Tensor, totals: list[Any]) -> Tensor:

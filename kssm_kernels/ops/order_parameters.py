@@ -94,7 +94,14 @@ def _row_chunks(theta: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def magnitude(c: Tensor, s: Tensor) -> Tensor:
+def into_unit_disk(c: Tensor, s: Tensor) -> Tensor:
+    """Puts C + iS, which rounding may have left outside, back on the unit disk in place; returns M.
+
+    The disk holds the true value: the step cannot lead away from it.
+    """
+    scale = (c * c + s * s).clamp_min_(1.0).rsqrt_()
+    c *= scale
+    s *= scale
     return torch.sqrt(c * c + s * s + EPSILON)
 
 
@@ -108,7 +115,7 @@ def features_torch(theta: Tensor, harmonics: int) -> Tensor:
         for k, sign, pair in harmonics_of(flat[rows].to(compute), harmonics):
             torch.mul(pair.sum(-1), sign, out=out[:2, k - 1, rows])
     out[:2] /= n
-    out[2] = magnitude(out[0], out[1])
+    out[2] = into_unit_disk(out[0], out[1])
     return out.permute(2, 0, 1).reshape(*theta.shape[:-1], 3 * harmonics).contiguous()
 
 

@@ -73,6 +73,9 @@ def put_features(features, row, live_row, sums_c, sums_s, n, HARMONICS: tl.const
     size = as_float(n)
     c = tl.div_rn(sums_c, size)
     s = tl.div_rn(sums_s, size)
+    square = tl.fma(c, c, s * s)  # back on the unit disk: into_unit_disk in csrc/math/harmonics.h
+    scale = tl.where(square > 1.0, tl.div_rn(tl.full([1, 1], 1.0, tl.float32), tl.sqrt_rn(square)), 1.0)
+    c, s = c * scale, s * scale
     m = tl.sqrt_rn(tl.fma(c, c, tl.fma(s, s, 1e-8)))
     at = features + row[:, None] * (3 * HARMONICS) + h
     mask = live_row[:, None] & (h < HARMONICS)
