@@ -128,7 +128,9 @@ def test_r_is_at_most_one_in_full_synchrony(n: int, dtype: torch.dtype, backend:
         c, s, m = features.double().unflatten(-1, (3, h)).unbind(-2)
         assert (c.square() + s.square()).sqrt().max() <= 1 + 4 * ulp
         assert m.max() <= math.sqrt(1 + 1e-8) * (1 + 4 * ulp)
-        assert (c.square() + s.square()).sqrt().min() >= 1 - (6e-6 + h * 2e-7 if dtype == torch.float32 else 64 * ulp)
+        # below one, equal addends may cost what the sums' tolerance allows
+        lowest = {torch.float32: 2e-5, torch.float64: 1e-12}.get(dtype, 64 * ulp)
+        assert (c.square() + s.square()).sqrt().min() >= 1 - lowest
 
 
 # ---- signals ----

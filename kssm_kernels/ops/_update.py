@@ -30,9 +30,9 @@ OPERANDS = 4  # how many fields of Update come first and are differentiable
 SEGMENT = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
 
 # A call of more than PLAIN steps keeps a phase as x + moved. A phase of 3 rad in float32 takes up steps of 0.01 to 1e-5
-# of their size; `moved`, which is small, to 1e-7. Every FOLD steps it is added to x, and what rounding cuts off stays in
-# it. A call in float32 of more than UNWRAPPED steps also takes whole turns off x, which has bits for no more. (kFold, ..
-# in csrc/math/phase_step.h)
+# of their size; `moved`, which is small, takes them up to 1e-7. Every FOLD steps it is added to x, and what rounding
+# cuts off stays in it. A call in float32 of more than UNWRAPPED steps also takes whole turns off x, which has bits for
+# no more. The kernels' names of these are in csrc/math/phase_step.h.
 FOLD = 8
 PLAIN = 16
 UNWRAPPED = 256
