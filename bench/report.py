@@ -23,6 +23,7 @@ DATA, PAGE, NOTES = DOCS / "performance.json", DOCS / "performance.md", ROOT / "
 TITLES = {
     "test_order_parameters.py": "Order parameters: theta [8, 512, 192], 32 harmonics, float32",
     "test_kuramoto_update.py": "Phase update: theta [8, 512, 192], float32",
+    "test_long_calls.py": "Calls of many steps: theta [64, 192], float32, one thread",
     "test_bank.py": "FusedKuramoto: width 384, batch 4, length 512, 192 oscillators, 32 harmonics",
     "test_memory.py": "Peak extra memory",
     "test_train_step.py": "One training step of K-SSM v3: batch 4, length 512",
@@ -39,7 +40,8 @@ time over ours, where 100 % cannot be beaten; for memory, our share; for overhea
 
 The arithmetic floor is a loop over vectors in registers with two fused multiply-adds and two adds per harmonic and
 vector for a forward pass (twice that for forward and backward), timed in turn with the kernel.
-Cost against size: [sweep.svg](sweep.svg), by `python -m bench.sweep`.
+Cost against size: [sweep.svg](sweep.svg), by `python -m bench.sweep`; of long ensembles
+[long_rows.svg](long_rows.svg), by `python -m bench.long_rows`.
 """
 
 
