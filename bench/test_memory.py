@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from bench import baselines
 from bench.compare import Figure, forward_backward, record
 from bench.interleave import SMOKE, THREADS, Quantiles
-from kssm_kernels import FusedKuramoto, order_parameters
+from kssm_kernels import FusedKuramoto, kuramoto_update, order_parameters
 
 WIDTH, OSCILLATORS, HARMONICS = 384, 192, 32
 BATCH, LENGTH = (1, 64) if SMOKE else (4, 512)
 ROWS = 64 if SMOKE else 8 * 512
+LONG = 100_000 if SMOKE else 1_000_000
 
 
 def bank(kind: type[nn.Module]) -> tuple[Callable[[Tensor], Tensor], list[Tensor], Tensor, Tensor]:
@@ -46,11 +47,16 @@ def order_parameters_by(
     return lambda theta: function(theta, HARMONICS), [], theta, grad
 
 
+def long_ensemble() -> tuple[Callable[[Tensor], Tensor], list[Tensor], Tensor, Tensor]:
+    return lambda theta: kuramoto_update(theta, 1.5, dt=0.1, steps=10), [], torch.randn(1, LONG), torch.randn(1, LONG)
+
+
 # function, its parameters, the tensor it gets, the gradient at its result
 CASES = {
     "fused bank": lambda: bank(FusedKuramoto),
     "original bank": lambda: bank(baselines.OriginalBank),
     "order parameters": lambda: order_parameters_by(order_parameters),
+    "long ensemble": long_ensemble,
     "formula": lambda: order_parameters_by(baselines.order_parameters),
 }
 
@@ -75,8 +81,9 @@ def peak_extra_bytes(name: str) -> int:
     """What one forward and backward adds to this process; call it once per process."""
     torch.set_num_threads(THREADS)
     function, parameters, x, grad = CASES[name]()
-    small = x[:2].clone().requires_grad_()
-    forward_backward(function, [small, *parameters], grad[:2])()
+    part = (slice(2), slice(None)) if len(x) > 2 else (slice(None), slice(5000))
+    small = x[part].clone().requires_grad_()
+    forward_backward(function, [small, *parameters], grad[part])()
     x.requires_grad_()
     bring_down_high_water()
     before = psutil.Process().memory_info().rss
@@ -120,3 +127,12 @@ def test_peak_memory(
     benchmark.pedantic(both, rounds=1 if SMOKE else 3)
     quantiles = [Quantiles.of(found) for found in megabytes.values()]
     record(benchmark, [Figure(case, theirs, "MB", *quantiles, "share", largest_share)])
+
+
+def test_peak_memory_of_a_long_ensemble(benchmark: BenchmarkFixture) -> None:
+    """Ten steps of a million oscillators and back: the phases, their gradient and four states are six copies."""
+    found: list[float] = []
+    benchmark.pedantic(lambda: found.append(measured_apart("long ensemble", "") / 1e6), rounds=1 if SMOKE else 3)
+    six = Quantiles.of([6 * 4 * LONG / 1e6])
+    case = f"kuramoto_update of {LONG} oscillators, 10 steps, forward and backward, peak extra memory"
+    record(benchmark, [Figure(case, "six copies of the state", "MB", Quantiles.of(found), six, "share", 1.05)])

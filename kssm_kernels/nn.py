@@ -6,6 +6,7 @@ Assigning one over the original class is the whole migration; a checkpoint of th
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any, Literal
 
 import torch
@@ -19,10 +20,12 @@ __all__ = ["FusedKuramoto", "FusedKuramotoV1", "FusedKuramotoV2"]
 Noise = Literal["train", "always", "off"]
 
 
-def _positive(module: str, **sizes: int) -> None:
+def _positive(module: str, **sizes: Any) -> list[int]:
+    """The sizes as Python's integers."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(f"{module}: {name} must be an int of at least 1, got {size!r}")
+    return [int(size) for size in sizes.values()]
 
 
 def _check_last(module: str, x: Tensor, wanted: int) -> None:
@@ -92,7 +95,9 @@ class FusedKuramoto(nn.Module):
         noise: Noise = "train",
     ) -> None:
         super().__init__()
-        _positive("FusedKuramoto", hidden_dim=hidden_dim, n_oscillators=n_oscillators, n_harmonics=n_harmonics)
+        hidden_dim, n_oscillators, n_harmonics = _positive(
+            "FusedKuramoto", hidden_dim=hidden_dim, n_oscillators=n_oscillators, n_harmonics=n_harmonics
+        )
         if noise not in ("train", "always", "off"):
             raise ValueError(f"FusedKuramoto: noise must be 'train', 'always' or 'off', got {noise!r}")
         self.hidden_dim = hidden_dim
@@ -190,7 +195,7 @@ class FusedKuramotoV1(nn.Module):
 
     def __init__(self, n_oscillators: int, coupling_strength: float = 2.0) -> None:
         super().__init__()
-        _positive("FusedKuramotoV1", n_oscillators=n_oscillators)
+        (n_oscillators,) = _positive("FusedKuramotoV1", n_oscillators=n_oscillators)
         self.n_oscillators = n_oscillators
         self.coupling_strength = coupling_strength
         self.omega = nn.Parameter(torch.empty(n_oscillators))
@@ -227,7 +232,7 @@ class FusedKuramotoV2(nn.Module):
 
     def __init__(self, hidden_dim: int, n_oscillators: int = 128, base_coupling: float = 2.0) -> None:
         super().__init__()
-        _positive("FusedKuramotoV2", hidden_dim=hidden_dim, n_oscillators=n_oscillators)
+        hidden_dim, n_oscillators = _positive("FusedKuramotoV2", hidden_dim=hidden_dim, n_oscillators=n_oscillators)
         self.hidden_dim = hidden_dim
         self.n_oscillators = n_oscillators
         self.base_coupling = base_coupling

@@ -18,6 +18,7 @@ from kssm_kernels import (
     kuramoto_features,
     kuramoto_update,
     order_parameters,
+    philox_normal,
 )
 
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,6 +107,10 @@ def test_numpy_numbers_are_numbers(backend: str) -> None:
     assert torch.equal(got, want)
     assert torch.equal(kuramoto_update(theta, np.int8(1), dt=np.int16(1)), kuramoto_update(theta, 1.0, dt=1.0))
     assert torch.equal(order_parameters(theta, np.uint8(4)), order_parameters(theta, 4))
+    bank = FusedKuramoto(np.int64(8), np.int32(6), n_harmonics=np.int8(2))
+    assert bank(torch.randn(2, 8))[2].shape == (2, 6)
+    noise = philox_normal(np.int64(2), np.int32(5), seed=np.uint64(2**64 - 1), step=np.int64(3))
+    assert torch.equal(noise, philox_normal(2, 5, seed=2**64 - 1, step=3))
     params = torch.rand(3, 10)
     assert torch.equal(
         bistable_coupling(params, (np.float32(0.5), np.int64(2)))[1], bistable_coupling(params, (0.5, 2.0))[1]

@@ -13,6 +13,8 @@ Source: J. Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC11), fo
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -96,6 +98,7 @@ def philox_normal(rows: int, n: int, *, seed: int, step: int = 0, device: torch.
     >>> bool((a[2:3, :50] == philox_normal(4, 50, seed=7)[2:3]).all())
     True
     """
+    rows, n, seed, step = (operator.index(v) for v in (rows, n, seed, step))  # NumPy's integers would overflow
     groups = (n + 31) // 32
     block = torch.arange(groups * 8, dtype=torch.int64, device=device).expand(rows, -1)
     row = torch.arange(rows, dtype=torch.int64, device=device)[:, None].expand_as(block)

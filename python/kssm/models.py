@@ -6,6 +6,7 @@ so the best any of them can reach is the entropy of a token given the one before
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ INIT_STD = 0.02
 
 def _check_sizes(model: str, **sizes: int) -> None:
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(f"{model}: {name} must be an int of at least 1, got {size!r}")
 
 
