@@ -43,8 +43,7 @@ template <class T> class LongRow {
       Sums sums;
       for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
         Tile cos, sin;
-        unit_vectors(theta + begin, end - begin, cos, sin);
-        add_up(begin, end, cos, sin, sums);
+        unit_vectors(theta + begin, begin, end, kept_or(cos_, begin, cos), kept_or(sin_, begin, sin), sums);
       });
       put_sums(block, sums);
     });
@@ -60,38 +59,20 @@ template <class T> class LongRow {
       alignas(64) float xi[kBlock + 127];
       if (call_.has_noise) fill_normals(row_, step, call_.seed, block, block_end - block, xi);
       Sums sums;
-      for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
+      if (NEXT && keeps_) {
+        for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
+          Tile next;
+          step_at_hand(from, moved, z, xi, block, begin, end, folds, to, phases, next);
+          unit_vectors(next, begin, end, cos_ + begin, sin_ + begin, sums);
+        });
+      } else {
         const RowOperands<T> operands(call_, row_);
-        Tile x, next, cos, sin;
-        for (int64_t j = begin; j < end; j += W)
-          store(x + (j - begin), moved ? load(from + j) + load(moved + j) : load(from + j));
-        const T* const c = NEXT && keeps_ ? cos_ + begin : cos;
-        const T* const s = NEXT && keeps_ ? sin_ + begin : sin;
-        if (!(NEXT && keeps_)) unit_vectors(x, end - begin, cos, sin);
-        for (int64_t j = begin; j < end; j += W) {
-          const int64_t i = j - begin;
-          const Vec<T> here = load(x + i);
-          Vec<T> lag_c = load(c + i), lag_s = load(s + i), there;
-          operands.shift(here, j, lag_c, lag_s);
-          if (!moved) {
-            there = operands.moved(here, z, lag_c, lag_s, j, xi, block);
-            if (to) store(to + j, there);
-          } else {
-            Vec<T> base = load(from + j);
-            Vec<T> y = operands.moved(load(moved + j), z, lag_c, lag_s, j, xi, block);
-            if (folds) fold(base, y, keeping_.wraps);
-            if (to && (folds || to != from)) store(to + j, base);
-            store(moved + j, y);
-            there = base + y;
-          }
-          if (phases) store(phases + j, there);
-          if (NEXT) store(next + i, there);
-        }
-        if (!NEXT) return;
-        if (keeps_) unit_vectors(next, end - begin, cos, sin);
-        else turn(x, next, end - begin, cos, sin);
-        add_up(begin, end, cos, sin, sums);
-      });
+        Sums own = sums;  // a copy, in registers
+        int64_t j = block;
+        for (; j + 2 * W < block_end; j += 3 * W) whole_step<NEXT, 3>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
+        for (; j < block_end; j += W) whole_step<NEXT, 1>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
+        sums = own;
+      }
       if (NEXT) put_sums(block, sums);
     });
     return NEXT ? mean() : Mean<T>{};
@@ -115,31 +96,55 @@ template <class T> class LongRow {
       Sums sums;
       Vec<T> scalars[kOperands] = {};
       const Vec<T> mean_cos = splat<Vec<T>>(z.cos), mean_sin = splat<Vec<T>>(z.sin);
-      for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
-        Tile cos, sin;
-        unit_vectors(theta + begin, end - begin, cos, sin);
-        if (after) add_mean_field(theta, after, after_gradient, begin, end, cos, sin, g);
-        if (keeps_) keep(begin, end, cos, sin);
-        const RowOperands<T> operands(call_, row_);
-        Vec<T> sum_cos = sums.cos, sum_sin = sums.sin;
-        for (int64_t j = begin; j < end; j += W) {
-          const int64_t i = j - begin;
-          Vec<T> c = load(cos + i), s = load(sin + i);
-          operands.shift(load(theta + j), j, c, s);
-          const Vec<T> gj = load(g + j), dt_g = operands.dt() * gj, dt_g_k = dt_g * operands.coupling(j);
-          const Vec<T> q = align(mean_cos, mean_sin, c, s);
-          Vec<T> sine = dt_g_k * s, cosine = dt_g_k * c;
-          only_live(n_ - j, sine, cosine);
-          sum_cos = sum_cos - sine;
-          sum_sin = sum_sin + cosine;
-          gain(totals, kCoupling, j, dt_g * pull(mean_cos, mean_sin, c, s), scalars);
-          gain(totals, kOmega, j, dt_g, scalars);
-          gain(totals, kLag, j, -(dt_g_k * q), scalars);
-          if (noise) gain(totals, kNoise, j, -(gj * load_normals(xi + (j - block), T(0))), scalars);
-          store(g + j, own_adjoint(gj, dt_g_k, q));
+      const RowOperands<T> operands(call_, row_);
+      const auto share = [&](int64_t j, Vec<T> x, Vec<T> c, Vec<T> s, Vec<T> gj, Sums& own) __attribute__((always_inline)) {
+        operands.shift(x, j, c, s);
+        const Vec<T> dt_g = operands.dt() * gj, dt_g_k = dt_g * operands.coupling(j);
+        const Vec<T> q = align(mean_cos, mean_sin, c, s);
+        Vec<T> sine = dt_g_k * s, cosine = dt_g_k * c;
+        only_live(n_ - j, sine, cosine);
+        own.cos = own.cos - sine;
+        own.sin = own.sin + cosine;
+        gain(totals, kCoupling, j, dt_g * pull(mean_cos, mean_sin, c, s), scalars);
+        gain(totals, kOmega, j, dt_g, scalars);
+        gain(totals, kLag, j, -(dt_g_k * q), scalars);
+        if (noise) gain(totals, kNoise, j, -(gj * load_normals(xi + (j - block), T(0))), scalars);
+        store(g + j, own_adjoint(gj, dt_g_k, q));
+      };
+      const Vec<T> on_cos = splat<Vec<T>>(after_gradient.cos), on_sin = splat<Vec<T>>(after_gradient.sin);
+      Sums own;
+      if (keeps_) {
+        for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
+          Tile cos, sin;
+          Sums unused, tile_sums = own;
+          unit_vectors(theta + begin, begin, end, cos, sin, unused);
+          for (int64_t j = begin; j < end; j += W) {
+            Vec<T> gj = load(g + j);
+            if (after) gj = mean_field_adjoint(gj, load(cos_ + j), load(sin_ + j), on_cos, on_sin);
+            const Vec<T> c = load(cos + (j - begin)), s = load(sin + (j - begin));
+            store(cos_ + j, c);
+            store(sin_ + j, s);
+            share(j, load(theta + j), c, s, gj, tile_sums);
+          }
+          own = tile_sums;
+        });
+      } else {
+        for (int64_t j = block; j < block_end; j += 2 * W) {
+          Vec<T> x[2], c[2], s[2], gj[2];
+          const int count = j + W < block_end ? 2 : 1;
+          for (int p = 0; p < 2; ++p) x[p] = load(theta + j + (p < count ? p : 0) * W);
+          sincos<T, 2>(x, s, c);
+          for (int p = 0; p < 2; ++p) gj[p] = load(g + j + (p < count ? p : 0) * W);
+          if (after) {
+            Vec<T> y[2], own_c[2] = {c[0], c[1]}, own_s[2] = {s[0], s[1]};
+            for (int p = 0; p < 2; ++p) y[p] = load(after + j + (p < count ? p : 0) * W);
+            turn<2>(x, y, own_c, own_s);
+            for (int p = 0; p < 2; ++p) gj[p] = mean_field_adjoint(gj[p], own_c[p], own_s[p], on_cos, on_sin);
+          }
+          for (int p = 0; p < count; ++p) share(j + p * W, x[p], c[p], s[p], gj[p], own);
         }
-        sums = {sum_cos, sum_sin};
-      });
+      }
+      sums = own;
       put_sums(block, sums);
       for (int k = kCoupling; k < kOperands; ++k)
         if (totals.summed[k]) partial_[block / kBlock * kSums + 1 + k] += static_cast<double>(lane_sum<T>(scalars[k]));
@@ -152,8 +157,12 @@ template <class T> class LongRow {
     for_blocks([&](int64_t block, int64_t block_end) {
       for_tiles(block, block_end, [&](int64_t begin, int64_t end) {
         Tile cos, sin;
-        if (!keeps_) unit_vectors(theta + begin, end - begin, cos, sin);
-        add_mean_field(theta, theta, gradient, begin, end, cos, sin, g);
+        Sums unused;
+        if (!keeps_) unit_vectors(theta + begin, begin, end, cos, sin, unused);
+        const T *const c = kept_or(cos_, begin, cos), *const s = kept_or(sin_, begin, sin);
+        const Vec<T> on_cos = splat<Vec<T>>(gradient.cos), on_sin = splat<Vec<T>>(gradient.sin);
+        for (int64_t j = begin; j < end; j += W)
+          store(g + j, mean_field_adjoint(load(g + j), load(c + (j - begin)), load(s + (j - begin)), on_cos, on_sin));
       });
     });
   }
@@ -188,100 +197,103 @@ template <class T> class LongRow {
     for (int64_t j = begin; j < end; j += kTileLength) f(j, j + kTileLength < end ? j + kTileLength : end);
   }
 
-  // Three vectors at a time hide a polynomial's latency.
-  KSSM_FN static void unit_vectors(const T* x, int64_t count, T* cos, T* sin) {
-    int64_t j = 0;
-    for (; j + 2 * W < count; j += 3 * W) some_unit_vectors<3>(x + j, cos + j, sin + j);
-    for (; j < count; j += W) some_unit_vectors<1>(x + j, cos + j, sin + j);
+  KSSM_FN T* kept_or(T* kept, int64_t begin, T* own) const { return keeps_ ? kept + begin : own; }
+
+  // One step of P vectors, from phases x: stores what is wanted, returns the phases after it.
+  template <int P>
+  KSSM_FN void step_some(const RowOperands<T>& operands, const T* from, T* moved, Mean<T> z, const Vec<T> (&x)[P],
+                         const Vec<T> (&c)[P], const Vec<T> (&s)[P], const float* xi, int64_t block, int64_t j, bool folds,
+                         T* to, T* phases, Vec<T> (&next)[P]) const {
+    for (int p = 0; p < P; ++p) {
+      const int64_t i = j + p * W;
+      Vec<T> lag_c = c[p], lag_s = s[p];
+      operands.shift(x[p], i, lag_c, lag_s);
+      if (!moved) {
+        next[p] = operands.moved(x[p], z, lag_c, lag_s, i, xi, block);
+        if (to) store(to + i, next[p]);
+      } else {
+        Vec<T> base = load(from + i), y = operands.moved(load(moved + i), z, lag_c, lag_s, i, xi, block);
+        if (folds) fold(base, y, keeping_.wraps);
+        if (to && (folds || to != from)) store(to + i, base);
+        store(moved + i, y);
+        next[p] = base + y;
+      }
+      if (phases) store(phases + i, next[p]);
+    }
   }
-  template <int P> KSSM_FN static void some_unit_vectors(const T* x, T* cos, T* sin) {
+  KSSM_FN static Vec<T> phases_at(const T* base, const T* moved, int64_t j) {
+    return moved ? load(base + j) + load(moved + j) : load(base + j);
+  }
+
+  // A tile's step where cosines and sines are kept, to `next`.
+  KSSM_FN void step_at_hand(const T* from, T* moved, Mean<T> z, const float* xi, int64_t block, int64_t begin, int64_t end,
+                            bool folds, T* to, T* phases, T* next) const {
+    const RowOperands<T> operands(call_, row_);
+    for (int64_t j = begin; j < end; j += W) {
+      const Vec<T> x[1] = {phases_at(from, moved, j)}, c[1] = {load(cos_ + j)}, s[1] = {load(sin_ + j)};
+      Vec<T> after[1];
+      step_some<1>(operands, from, moved, z, x, c, s, xi, block, j, folds, to, phases, after);
+      store(next + (j - begin), after[0]);
+    }
+  }
+
+  // A step and, with NEXT, its share of the sums after it, where nothing is kept: all in registers.
+  template <bool NEXT, int P>
+  KSSM_FN void whole_step(const RowOperands<T>& operands, const T* from, T* moved, Mean<T> z, const float* xi,
+                          int64_t block, int64_t j, bool folds, T* to, T* phases, Sums& sums) const {
+    Vec<T> x[P], next[P], c[P], s[P];
+    for (int p = 0; p < P; ++p) x[p] = phases_at(from, moved, j + p * W);
+    sincos<T, P>(x, s, c);
+    step_some<P>(operands, from, moved, z, x, c, s, xi, block, j, folds, to, phases, next);
+    if (!NEXT) return;
+    turn<P>(x, next, c, s);
+    for (int p = 0; p < P; ++p) {
+      only_live(n_ - j - p * W, c[p], s[p]);
+      sums.cos = sums.cos + c[p];
+      sums.sin = sums.sin + s[p];
+    }
+  }
+
+  // Cosines and sines of x, and their sums over what is live; zeros behind the row's end. Three vectors at a time hide a
+  // polynomial's latency.
+  KSSM_FN void unit_vectors(const T* x, int64_t begin, int64_t end, T* cos, T* sin, Sums& sums) const {
+    const int64_t count = end - begin, left = n_ - begin;
+    Vec<T> sum_cos = sums.cos, sum_sin = sums.sin;
+    int64_t j = 0;
+    for (; j + 2 * W < count; j += 3 * W) some_unit_vectors<3>(x + j, left - j, cos + j, sin + j, sum_cos, sum_sin);
+    for (; j < count; j += W) some_unit_vectors<1>(x + j, left - j, cos + j, sin + j, sum_cos, sum_sin);
+    sums = {sum_cos, sum_sin};
+  }
+  template <int P>
+  KSSM_FN static void some_unit_vectors(const T* x, int64_t left, T* cos, T* sin, Vec<T>& sum_cos, Vec<T>& sum_sin) {
     Vec<T> y[P], c[P], s[P];
     for (int p = 0; p < P; ++p) y[p] = load(x + p * W);
     sincos<T, P>(y, s, c);
     for (int p = 0; p < P; ++p) {
+      only_live(left - p * W, c[p], s[p]);
       store(cos + p * W, c[p]);
       store(sin + p * W, s[p]);
+      sum_cos = sum_cos + c[p];
+      sum_sin = sum_sin + s[p];
     }
   }
-
   // Cosines and sines of x on entry, of y on return: by the addition theorem where the two are near.
-  KSSM_FN static void turn(const T* x, const T* y, int64_t count, T* cos, T* sin) {
-    int64_t j = 0;
-    for (; j + 2 * W < count; j += 3 * W) turn_some<3>(x + j, y + j, cos + j, sin + j);
-    for (; j < count; j += W) turn_some<1>(x + j, y + j, cos + j, sin + j);
-  }
-  template <int P> KSSM_FN static void turn_some(const T* x, const T* y, T* cos, T* sin) {
+  template <int P>
+  KSSM_FN static void turn(const Vec<T> (&x)[P], const Vec<T> (&y)[P], Vec<T> (&c)[P], Vec<T> (&s)[P]) {
     using V = Vec<T>;
-    V to[P], by[P], c[P], s[P];
+    V by[P];
     Int<V> far{};
     for (int p = 0; p < P; ++p) {
-      to[p] = load(y + p * W);
-      by[p] = to[p] - load(x + p * W);
+      by[p] = y[p] - x[p];
       far |= (Int<V>)((bits(by[p]) & ~Trig<T>::sign_bit) > bits(splat<V>(T(0.78))));  // NaN is far
     }
-    if (__builtin_expect(any(far), 0)) {
-      sincos<T, P>(to, s, c);
-    } else {
-      for (int p = 0; p < P; ++p) {
-        const V from_c = load(cos + p * W), from_s = load(sin + p * W);
-        V by_s, by_c;
-        sincos_small(by[p], by_s, by_c);
-        c[p] = fma(from_c, by_c, -(from_s * by_s));
-        s[p] = fma(from_s, by_c, from_c * by_s);
-      }
-    }
+    if (__builtin_expect(any(far), 0)) return sincos<T, P>(y, s, c);
     for (int p = 0; p < P; ++p) {
-      store(cos + p * W, c[p]);
-      store(sin + p * W, s[p]);
-    }
-  }
-
-  void keep(int64_t begin, int64_t end, const T* cos, const T* sin) {
-    for (int64_t j = begin; j < end; j += W) {
-      store(cos_ + j, load(cos + (j - begin)));
-      store(sin_ + j, load(sin + (j - begin)));
-    }
-  }
-
-  // Sums over what is live; cosines and sines also to where the next pass finds them.
-  KSSM_FN void add_up(int64_t begin, int64_t end, const T* cos, const T* sin, Sums& sums) {
-    Vec<T> sum_cos = sums.cos, sum_sin = sums.sin;
-    const bool keeps = keeps_;
-    T *const to_cos = cos_, *const to_sin = sin_;
-    for (int64_t j = begin; j < end; j += W) {
-      Vec<T> c = load(cos + (j - begin)), s = load(sin + (j - begin));
-      only_live(n_ - j, c, s);
-      sum_cos = sum_cos + c;
-      sum_sin = sum_sin + s;
-      if (!keeps) continue;
-      store(to_cos + j, c);
-      store(to_sin + j, s);
-    }
-    sums = {sum_cos, sum_sin};
-  }
-
-  // g at phases `at` gains what the gradient of their mean field gives. cos, sin: those of the phases `theta`.
-  KSSM_FN void add_mean_field(const T* theta, const T* at, Mean<T> gradient, int64_t begin, int64_t end, const T* cos,
-                              const T* sin, T* g) const {
-    Tile own_cos, own_sin;
-    const T *c = cos, *s = sin;
-    if (keeps_) {
-      c = cos_ + begin;
-      s = sin_ + begin;
-    } else if (at != theta) {
-      for (int64_t i = 0; i < end - begin; i += W) {
-        store(own_cos + i, load(cos + i));
-        store(own_sin + i, load(sin + i));
-      }
-      turn(theta + begin, at + begin, end - begin, own_cos, own_sin);
-      c = own_cos;
-      s = own_sin;
-    }
-    const Vec<T> on_cos = splat<Vec<T>>(gradient.cos), on_sin = splat<Vec<T>>(gradient.sin);
-    for (int64_t j = begin; j < end; j += W) {
-      Vec<T> own_c = load(c + (j - begin)), own_s = load(s + (j - begin));
-      only_live(n_ - j, own_c, own_s);
-      store(g + j, mean_field_adjoint(load(g + j), own_c, own_s, on_cos, on_sin));
+      V by_s, by_c;
+      sincos_small(by[p], by_s, by_c);
+      const V turned = fma(c[p], by_c, -(s[p] * by_s));
+      s[p] = fma(s[p], by_c, c[p] * by_s);
+      c[p] = turned;
     }
   }
 
