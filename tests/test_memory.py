@@ -92,6 +92,65 @@ def test_saved_tensors_of_another_shape_are_refused(backend: str) -> None:
         ops.bistable_coupling_backward(theta, low, high, torch.ones(3), torch.ones(2), torch.ones(3))
 
 
+@pytest.mark.parametrize("name", ["phases", "harmonics", "operand", "coupling", "steps", "params", "no axes", "dtype"])
+def test_the_registered_ops_check_what_the_public_ones_do(name: str, backend: str) -> None:
+    """Through torch.ops a tensor comes to a kernel that no public op has looked at."""
+    ops: Any = torch.ops.kssm_kernels
+    theta, one, dt = torch.randn(3, 10), torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float64)
+    clamp = dt, 100 * dt
+    needed = [True, True, False, False, False]
+
+    def kuramoto(theta: Tensor, coupling: Tensor, steps: int = 1, harmonics: int = 2) -> Any:
+        return ops.kuramoto(theta, coupling, None, None, None, None, dt, steps, harmonics, True)
+
+    def backward(theta: Tensor, coupling: Tensor, steps: int = 1, harmonics: int = 2) -> Any:
+        features = torch.ones(*theta.shape[:-1], 3 * harmonics)
+        rest = (None, None, None, None, dt, steps, harmonics, features, None, features, theta, needed)
+        return ops.kuramoto_backward(theta, coupling, *rest)
+
+    def order(theta: Tensor, harmonics: int = 2) -> Any:
+        features = torch.ones(*theta.shape[:-1], 3 * harmonics)
+        return ops.order_parameters_backward(theta, features, features)
+
+    many, none, bare, whole = 300, theta[:, :0], torch.tensor(1.0), torch.ones(3, 10, dtype=torch.int64)
+    calls: dict[str, list[Callable[[], Any]]] = {
+        "phases": [lambda: ops.order_parameters(none, 2), lambda: order(none), lambda: kuramoto(none, one)],
+        "harmonics": [
+            lambda: ops.order_parameters(theta, many),
+            lambda: order(theta, many),
+            lambda: order(theta, 0),
+            lambda: ops.order_parameters_backward(theta, bare, bare),
+            lambda: kuramoto(theta, one, harmonics=many),
+            lambda: backward(theta, one, harmonics=many),
+        ],
+        "operand": [lambda: kuramoto(theta, torch.ones(3)), lambda: backward(theta, torch.ones(3, 4))],
+        "coupling": [lambda: kuramoto(theta, torch.ones(2, 1)), lambda: backward(theta, torch.ones(2, 10))],
+        "steps": [lambda: kuramoto(theta, one, -1), lambda: backward(theta, one, -1)],
+        "params": [
+            lambda: ops.bistable_coupling(torch.ones(3, 4), *clamp),
+            lambda: ops.bistable_coupling_backward(torch.ones(3, 4), *clamp, *torch.ones(3, 3)),
+        ],
+        "no axes": [
+            lambda: ops.order_parameters(bare, 2),
+            lambda: kuramoto(bare, one),
+            lambda: ops.bistable_coupling(bare, *clamp),
+            lambda: ops.bistable_coupling_backward(bare, *clamp, one, one, one),
+        ],
+        "dtype": [
+            lambda: ops.order_parameters(whole, 2),
+            lambda: order(whole),
+            lambda: kuramoto(whole, one),
+            lambda: backward(whole, one),
+            lambda: kuramoto(theta, one.long()),
+            lambda: ops.bistable_coupling(whole, *clamp),
+            lambda: ops.bistable_coupling_backward(whole, *clamp, *torch.ones(3, 3)),
+        ],
+    }
+    for call in calls[name]:
+        with pytest.raises((TypeError, ValueError), match=r"^(order_parameters|kuramoto_features|bistable_coupling): "):
+            call()
+
+
 # ---- NumPy's numbers ----
 
 

@@ -219,6 +219,53 @@ def test_vmap_of_autograd_grad_after_the_dispatcher_path(name: str, axis: int, b
     _close(torch.func.vmap(gradient)(shared), want[:1].expand_as(want))
 
 
+def _backward_calls() -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    """The registered backward ops as functions of their tensors: name -> (function, those of one member)."""
+    ops: Any = torch.ops.kssm_kernels
+    wide = torch.float64
+    theta, params = torch.randn(3, 5, dtype=wide), torch.rand(4, 10, dtype=wide) + 0.2
+    number = torch.tensor(0.1, dtype=wide)
+    operands = (torch.rand(3, 1, dtype=wide), torch.randn(5, dtype=wide), torch.rand((), dtype=wide))
+    saved = tuple(torch.rand(3, k, dtype=wide) for k in (6, 5, 6, 5))
+
+    def kuramoto(*t: Tensor) -> Any:
+        return ops.kuramoto_backward(*t[:4], None, None, number, 2, 2, *t[4:], [True] * 4 + [False])[:4]
+
+    def noisy(*t: Tensor) -> Any:
+        return ops.kuramoto_backward(*t[:4], t[3], torch.tensor(SEED), number, 2, 2, *t[4:], [True] * 5)
+
+    return {
+        "order_parameters": (ops.order_parameters_backward, (theta, saved[0], saved[2])),
+        "kuramoto": (kuramoto, (theta, *operands, *saved)),
+        "kuramoto with noise": (noisy, (theta, *operands, *saved)),
+        "bistable": (
+            lambda p, *g: ops.bistable_coupling_backward(p, number, 10 * number, *g),
+            (params, *torch.rand(3, 4, dtype=wide)),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["order_parameters", "kuramoto", "kuramoto with noise", "bistable"])
+def test_vmap_of_the_backward_ops_over_any_of_their_arguments(name: str, backend: str) -> None:
+    """Members along the first or the last axis, of one argument alone, of all but one, and of all."""
+    function, member = _backward_calls()[name]
+    count = len(member)
+    alone = [[i == k for i in range(count)] for k in range(count)]
+    for mapped in (*alone, *([not m for m in row] for row in alone), [True] * count):
+        for last in (False, True):
+            dims = tuple((t.dim() if last else 0) if m else None for t, m in zip(member, mapped, strict=True))
+            given = [
+                t if d is None else torch.stack([t, 1.5 * t, t - 0.25], d) for t, d in zip(member, dims, strict=True)
+            ]
+            got = torch.func.vmap(function, in_dims=dims, randomness="same")(*given)
+            rows = [
+                function(*(t if d is None else t.select(d, i) for t, d in zip(given, dims, strict=True)))
+                for i in range(3)
+            ]
+            want = torch.stack(rows) if isinstance(got, Tensor) else tuple(map(torch.stack, zip(*rows, strict=True)))
+            _close(got, want)
+
+
 # ---- randomness under vmap ----
 
 

@@ -129,6 +129,7 @@ class _BistableCoupling(torch.autograd.Function):
 
 @register("bistable_coupling", "(Tensor params, Tensor low, Tensor high) -> (Tensor, Tensor, Tensor)")
 def _registered(params: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    _check_params(params)
     return _forward(params, float(low), float(high))
 
 
@@ -137,6 +138,7 @@ def _registered(params: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     "(Tensor params, Tensor low, Tensor high, Tensor gk, Tensor gu, Tensor gd) -> Tensor",
 )
 def _registered_backward(params: Tensor, low: Tensor, high: Tensor, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    _check_params(params)
     return _backward(params, float(low), float(high), gk, gu, gd)
 
 
@@ -301,16 +303,21 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     >>> round(K.item(), 3), round(u.item(), 3), Delta.item()
     (1.462, 1.0, 2.0)
     """
+    _check_params(params)
+    low, high = (-math.inf, math.inf) if clamp is None else (_bound(v) for v in clamp)
+    if not low <= high:
+        raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
+    return evaluate(params, low, high)
+
+
+def _check_params(params: Any) -> None:
+    """At the public op's door, and again where torch.ops hands tensors in that nobody has seen."""
     if not isinstance(params, Tensor) or params.dtype not in DTYPES:
         got = params.dtype if isinstance(params, Tensor) else type(params).__name__
         raise TypeError(f"{OP}: params must be a float32, float64, bfloat16 or float16 tensor, got {got}")
     check_dense(OP, "params", params)
     if params.dim() == 0 or params.shape[-1] != 10:
         raise ValueError(f"{OP}: params must have shape [..., 10], got {tuple(params.shape)}")
-    low, high = (-math.inf, math.inf) if clamp is None else (_bound(v) for v in clamp)
-    if not low <= high:
-        raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
-    return evaluate(params, low, high)
 
 
 def _bound(value: Any) -> float:

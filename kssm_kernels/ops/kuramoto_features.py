@@ -147,7 +147,7 @@ def _as_update(args: tuple[Any, ...]) -> Update:
     return Update(coupling, omega, phase_lag, noise_scale, seed, float(dt), steps, harmonics, return_phases)
 
 
-# ---- the registered door ----
+# ---- the registered door; torch.ops hands in what nobody has checked ----
 
 _SCHEMA = (
     "Tensor theta, Tensor coupling, Tensor? omega, Tensor? phase_lag, Tensor? noise_scale, Tensor? seed, "
@@ -160,6 +160,12 @@ def _filled(theta: Tensor, results: tuple[Tensor | None, ...] | list[Tensor | No
     return tuple(theta.new_empty(0) if r is None else r for r in results)
 
 
+def _checked(args: tuple[Any, ...]) -> tuple[Update, torch.Size]:
+    as_integer(OP, "harmonics", args[8], 0, MAX_HARMONICS)
+    u, lead, _ = checked(OP, args[0], _as_update(args))
+    return u, lead
+
+
 def _evaluate_backward(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     theta, (features, phases, g_features, g_phases), needed = args[0], args[9:13], tuple(args[13])
     u = _as_update((*args[:9], phases is not None))
@@ -168,8 +174,8 @@ def _evaluate_backward(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
 
 @register("kuramoto", f"({_SCHEMA}, bool return_phases) -> (Tensor, Tensor)")
 def _registered(*args: Any) -> tuple[Tensor, ...]:
-    u = _as_update(args)
-    return _filled(args[0], _forward(args[0], u, leading_shape(args[0], u[:OPERANDS])))
+    u, lead = _checked(args)
+    return _filled(args[0], _forward(args[0], u, lead))
 
 
 @register(
@@ -178,6 +184,7 @@ def _registered(*args: Any) -> tuple[Tensor, ...]:
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _registered_backward(*args: Any) -> tuple[Tensor, ...]:
+    _checked((*args[:9], False))
     return _evaluate_backward(args)
 
 

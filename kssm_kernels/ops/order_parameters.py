@@ -221,16 +221,21 @@ class _OrderParameters(torch.autograd.Function):
         return *refuse_second_derivative(OP, (gradient,), (theta, *grads)), None
 
 
-# ---- the registered door ----
+# ---- the registered door; torch.ops hands in what nobody has checked ----
 
 
 @register("order_parameters", "(Tensor theta, SymInt harmonics) -> Tensor")
 def _registered(theta: Tensor, harmonics: int) -> Tensor:
+    check_phases(OP, theta)
+    as_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
     return _forward(theta, harmonics)
 
 
 @register("order_parameters_backward", "(Tensor theta, Tensor features, Tensor grad) -> Tensor")
 def _registered_backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    check_phases(OP, theta)
+    if features.dim() == 0 or features.shape[-1] not in range(3, 3 * MAX_HARMONICS + 1, 3):
+        raise ValueError(f"{OP}: features must have shape [..., 3H], H from 1 to 256, got {tuple(features.shape)}")
     return _backward(theta, features, grad)
 
 
