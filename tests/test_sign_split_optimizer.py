@@ -50,7 +50,7 @@ def test_refused_parameters_and_gradients() -> None:
     with pytest.raises(TypeError, match=r"complex.*got torch.complex64.*view_as_real"):
         SignSplitEMA([nn.Parameter(T(3, dtype=torch.complex64))])
     with pytest.raises(TypeError, match=r"float32.*got torch.float8"):
-        SignSplitEMA([nn.Parameter(T(3).to(torch.float8_e4m3fn), requires_grad=False)])
+        SignSplitEMA([nn.Parameter(torch.zeros(3, dtype=torch.uint8).view(torch.float8_e4m3fn), requires_grad=False)])
     with pytest.raises(TypeError, match=r"sparse parameters are not supported, got layout torch.sparse_coo"):
         SignSplitEMA([nn.Parameter(torch.ones(2, 2).to_sparse())])
     embedding = nn.Embedding(5, 3, sparse=True)

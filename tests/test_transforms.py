@@ -362,6 +362,8 @@ SWEEPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 @pytest.mark.parametrize("name", SWEEPS)
 @pytest.mark.parametrize("compiler", ["inductor", "aot_eager"])
 def test_a_compiled_sweep_is_right_in_two_graphs(name: str, compiler: str, backend: str) -> None:
+    if getattr(torch._dynamo.config, "specialize_float", True):
+        pytest.skip("this torch (before 2.6) makes a graph of its own for every float, whoever takes it")
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     theta, sweep = torch.rand(3, 10) + 0.2, SWEEPS[name]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import enum
 import math
 import numbers
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +155,9 @@ def check_dense(op: str, name: str, tensor: Tensor) -> None:
 def as_integer(op: str, name: str, value: Any, low: int, high: int) -> int:
     """``value`` as an int (torch's symbolic ones as they are), NumPy's integers included."""
     if type(value) is not int and not isinstance(value, torch.SymInt):
-        if isinstance(value, (bool, Tensor)) or not hasattr(value, "__index__"):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-        try:
-            value = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}") from None
+        value = int(value)
     if not low <= value <= high:
         raise ValueError(f"{op}: {name} must be from {low} to {high}, got {value}")
     return value  # type: ignore[no-any-return]  # an int or a SymInt by now
