@@ -116,6 +116,11 @@ def _sign_split(kernels: Callable[[str], Any], rows: int, dtype: torch.dtype) ->
 
 
 ROWS, LONG, ELEMENTS = 4096, 100_000, 256
+# Calls of many steps, whose kernels keep phases in two: compiled, and not counted, for the interpreter takes minutes.
+# 17 steps: nothing is taken off; 257: whole turns are (_update.py).
+MANY_STEPS = [
+    _update(_plain(steps), n, backward) for steps in (17, 257) for n in (N, LONG) for backward in (False, True)
+]
 F = 3 * HARMONICS
 CASES = [
     Case(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu_compile import listing
-from bench.gpu_compile.cases import CASES
+from bench.gpu_compile.cases import CASES, MANY_STEPS
 from bench.gpu_compile.listing import Code
 
 ROOT = Path(__file__).parents[2]
@@ -95,6 +95,9 @@ def _triton_kernels(lanes: int) -> list[tuple[str, Any, dict[str, Any]]]:
         for case in (c for c in CASES if "triton" in c.backends):
             for dtype in (torch.float32, torch.bfloat16):
                 case.call(_module, case.rows, dtype)
+        for call in MANY_STEPS:
+            for dtype in (torch.float32, torch.bfloat16):
+                call(_module, 1, dtype)
     for name, kernel, args, meta in launches:
         source, options, key = source_of(kernel, args, meta)
         dtype = next(a for a in args if isinstance(a, Tensor)).dtype
@@ -128,7 +131,10 @@ STORED = {"float": "float32", "double": "float64", "BFloat16": "bfloat16", "Floa
 
 
 def _readable(names: Iterable[str]) -> dict[str, str]:
-    """C++ names as ``kernel, dtype``, or ``kernel, dtype and dtype`` where what it stores has two."""
+    """C++ names as ``kernel, dtype``, or ``kernel, dtype and dtype`` where what it stores has two.
+
+    ``kernel, dtype in two`` keeps phases in two parts, of which it has a number.
+    """
     names = list(names)
     shown = listing.run("c++filt", *names).splitlines()
     readable = {}
@@ -137,7 +143,8 @@ def _readable(names: Iterable[str]) -> dict[str, str]:
         assert found is not None, text
         given = [argument.removeprefix("kssm::cuda::") for argument in (found[2] or "").split(", ")]
         types = " and ".join(dict.fromkeys(STORED[argument] for argument in given if argument in STORED))
-        readable[name] = f"{found[1]}{'_options' if 'false' in given else ''}, {types or None}"
+        options, parts = "_options" if "false" in given else "", " in two" if "2" in given else ""
+        readable[name] = f"{found[1]}{options}, {types or None}{parts}"
     return readable
 
 

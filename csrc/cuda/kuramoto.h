@@ -20,8 +20,12 @@ struct Update {
   int64_t rows, n;
   double dt;
   uint64_t seed;
+  int64_t keeping;
   Operand coupling, omega, lag, noise;
 };
+
+// How a call keeps its phases between its steps (phase_step.h); kssm_kernels/ops/_update_gpu.py has the same numbers.
+constexpr int64_t kWhole = 0, kInTwo = 1, kWrapping = 2;
 
 struct Target {  // where a gradient goes, 0: not wanted
   int64_t data, per_row, per_column;
@@ -108,8 +112,9 @@ template <class T, int V> class Row {
     }
   }
 
-  // c, s: those of x
-  KSSM_DEVICE void advance(T (&x)[kItems], const T (&c)[kItems], const T (&s)[kItems], Mean<T> z, int64_t step) const {
+  // `to` gains a step from phases x, whose cosines and sines are c and s; it may be x.
+  KSSM_DEVICE void advance(const T (&x)[kItems], const T (&c)[kItems], const T (&s)[kItems], Mean<T> z, int64_t step,
+                           T (&to)[kItems]) const {
     T ca[kItems], sa[kItems], velocity[kItems];
     shifted(x, c, s, ca, sa);
     get(call_.coupling, velocity);
@@ -123,11 +128,11 @@ template <class T, int V> class Row {
     }
     const T dt = static_cast<T>(call_.dt);
     KSSM_UNROLL
-    for (int k = 0; k < kItems; ++k) x[k] = fma(dt, velocity[k], x[k]);
+    for (int k = 0; k < kItems; ++k) to[k] = fma(dt, velocity[k], to[k]);
     if (!call_.noise.present) return;
     T scale[kItems];
     get(call_.noise, scale);
-    for_normals(step, [&](T xi, int i, bool mine) { x[i] = mine ? fma(-scale[i], xi, x[i]) : x[i]; });
+    for_normals(step, [&](T xi, int i, bool mine) { to[i] = mine ? fma(-scale[i], xi, to[i]) : to[i]; });
   }
 
   // The cosines and sines that the mean field pulls at.
@@ -211,5 +216,44 @@ template <class T, int V> class Row {
   const Update& call_;
   const int64_t row_, begin_;
 };
+
+// Steps of a whole row from number `first` on: x before them becomes x after them. keep(step, phases) sees the phases
+// after each. PARTS: 1, or 2 where x + moved is the phase, and whole turns are taken off x with `wrap`; what is left in
+// `moved` behind the last step is below an ulp of x, and dropped. A kernel for each: one for both has more registers in
+// use, and spilled 80 bytes of the short calls' where they have 128.
+template <int PARTS, class T, int V, class Keep>
+KSSM_DEVICE void take_steps(const Team& team, const Row<T, V>& row, int64_t n, int64_t first, int64_t steps, bool wrap,
+                            T (&x)[kItems], T* warps, int& turn, const Keep& keep) {
+  const T count = static_cast<T>(n);
+  T moved[kItems];
+  KSSM_UNROLL
+  for (int k = 0; k < kItems; ++k) moved[k] = T(0);
+  for (int64_t step = 0; step < steps; ++step) {
+    T theta[kItems], c[kItems], s[kItems], sums[2] = {T(0), T(0)};
+    KSSM_UNROLL
+    for (int k = 0; k < kItems; ++k) theta[k] = PARTS == 2 ? x[k] + moved[k] : x[k];
+    row.unit_vectors(theta, c, s);
+    KSSM_UNROLL
+    for (int k = 0; k < kItems; ++k) {
+      sums[0] += c[k];
+      sums[1] += s[k];
+    }
+    team_sum(team, sums, warps, turn);
+    const Mean<T> z{sums[0] / count, sums[1] / count};
+    if constexpr (PARTS == 2) {
+      row.advance(theta, c, s, z, first + step, moved);
+      if ((step + 1) % kFold == 0 || step + 1 == steps) {
+        KSSM_UNROLL
+        for (int k = 0; k < kItems; ++k) fold(x[k], moved[k], wrap);
+      }
+      KSSM_UNROLL
+      for (int k = 0; k < kItems; ++k) theta[k] = x[k] + moved[k];
+      keep(step, theta);
+    } else {
+      row.advance(theta, c, s, z, first + step, x);
+      keep(step, x);
+    }
+  }
+}
 
 KSSM_NAMESPACE_END

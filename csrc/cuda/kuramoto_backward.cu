@@ -60,7 +60,7 @@ KSSM_DEVICE void put_total(const Team& team, const Target& target, const Place<T
   if (team.rank == 0) to.put_sum(target, sum[0]);
 }
 
-template <class S>
+template <class S, int PARTS>
 __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168, 1)
     backward(Backward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
@@ -83,18 +83,11 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168
     T x[kItems], c[kItems], s[kItems], g[kItems];
 
     row.items.load_from(start, call.start_column_stride, x);
-    for (int64_t step = 0; step + (call.end.features ? 0 : 1) < call.steps; ++step) {
-      T sums[2] = {T(0), T(0)};
-      row.unit_vectors(x, c, s);
-      KSSM_UNROLL
-      for (int k = 0; k < kItems; ++k) {
-        sums[0] += c[k];
-        sums[1] += s[k];
-      }
-      team_sum(team, sums, warps, turn);
-      row.advance(x, c, s, Mean<T>{sums[0] / count, sums[1] / count}, call.first + step);
-      if (step + 1 < call.steps) row.items.store_to(states + step * rows * n, x);
-    }
+    const int64_t replayed = call.end.features ? call.steps : call.steps - 1;  // phases after the last: for features
+    const auto keep = [&](int64_t step, const T(&after)[kItems]) {
+      if (step + 1 < call.steps) row.items.store_to(states + step * rows * n, after);
+    };
+    take_steps<PARTS>(team, row, n, call.first, replayed, call.update.keeping == kWrapping, x, warps, turn, keep);
 
     KSSM_UNROLL
     for (int k = 0; k < kItems; ++k) g[k] = T(0);
@@ -157,7 +150,8 @@ struct Run {
     if (!lanes || call.parts < 1) return kWrongCall;
     const int64_t bytes = team_sum_bytes<T>(lanes) + (call.end.features ? adjoint_bytes<T>(call.harmonics) : 0);
     const Shape shape(lanes, call.parts, bytes);
-    return launch(backward<S>, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
+    const auto kernel = call.update.keeping == kWhole ? backward<S, 1> : backward<S, 2>;
+    return launch(kernel, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
   }
 };
 

@@ -13,8 +13,8 @@ struct Forward {
   int64_t first, steps, harmonics, features, phases, phases_code;
 };
 
-template <class S>
-__global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128, 1)
+template <class S, int PARTS>
+__global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : PARTS == 2 ? kRegisters168 : kRegisters128, 1)
     forward(Forward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
   constexpr int V = kVector<S>;
@@ -28,18 +28,8 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128
   row.items.load_from(reinterpret_cast<const S*>(call.start) + (active ? r * call.start_row_stride : 0),
                       call.start_column_stride, x);
   int turn = 0;
-  for (int64_t step = 0; step < call.steps; ++step) {
-    T c[kItems], s[kItems], sums[2] = {T(0), T(0)};
-    row.unit_vectors(x, c, s);
-    KSSM_UNROLL
-    for (int k = 0; k < kItems; ++k) {
-      sums[0] += c[k];
-      sums[1] += s[k];
-    }
-    team_sum(team, sums, warps, turn);
-    const T count = static_cast<T>(n);
-    row.advance(x, c, s, Mean<T>{sums[0] / count, sums[1] / count}, call.first + step);
-  }
+  take_steps<PARTS>(team, row, n, call.first, call.steps, call.update.keeping == kWrapping, x, warps, turn,
+                    [](int64_t, const T(&)[kItems]) {});
   if (call.phases && active) {
     if (call.phases_code == kCode<S>) row.items.store_to(reinterpret_cast<S*>(call.phases) + r * n, x);
     else row.items.store_to(reinterpret_cast<T*>(call.phases) + r * n, x);
@@ -68,7 +58,8 @@ struct Run {
     if (!lanes) return kWrongCall;
     const int64_t bytes = team_sum_bytes<T>(lanes) + (call.features ? features_bytes<T>(lanes, call.harmonics) : 0);
     const Shape shape(lanes, call.update.rows, bytes);
-    return launch(forward<S>, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
+    const auto kernel = call.update.keeping == kWhole ? forward<S, 1> : forward<S, 2>;
+    return launch(kernel, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
   }
 };
 

@@ -12,8 +12,8 @@ static_assert(kPiece == kMaxLanes * kItems, "a segment is a block's");
 
 struct Step {
   Update update;
-  int64_t code;                  // of the arithmetic
-  int64_t state, z, index, out;  // state, out: [rows, n]; z: [rows, 3]
+  int64_t code;                         // of the arithmetic
+  int64_t state, moved, z, index, out;  // state, moved, out: [rows, n]; z: [rows, 3]
 };
 
 struct AdjointSums {
@@ -45,14 +45,26 @@ template <class T> KSSM_DEVICE Mean<T> mean_at(int64_t z, int64_t row, int width
   return {load(p), load(p + 1)};
 }
 
-template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) step(Step call) {
+// PARTS as in take_steps: with both in one kernel 86 registers, not 72, left room for two blocks, not three.
+template <class T, int PARTS> __global__ void __launch_bounds__(kMaxLanes, 1) step(Step call) {
   constexpr int V = kVector<T>;
   const Segment segment(call.update.n);
   const Row<T, V> row(call.update, segment.row, segment.begin, segment.items<V>());
   T x[kItems], c[kItems], s[kItems];
   row.items.load_from(reinterpret_cast<const T*>(call.state) + segment.at, 1, x);
   row.unit_vectors(x, c, s);
-  row.advance(x, c, s, mean_at<T>(call.z, segment.row, 3), call.index);
+  const Mean<T> z = mean_at<T>(call.z, segment.row, 3);
+  if constexpr (PARTS == 1) {
+    row.advance(x, c, s, z, call.index, x);
+  } else {  // folded at every step: the state alone is then the rounded phase, which the mean field is of
+    T* const kept = reinterpret_cast<T*>(call.moved) + segment.at;
+    T moved[kItems];
+    row.items.load_from(static_cast<const T*>(kept), 1, moved);
+    row.advance(x, c, s, z, call.index, moved);
+    KSSM_UNROLL
+    for (int k = 0; k < kItems; ++k) fold(x[k], moved[k], call.update.keeping == kWrapping);
+    row.items.store_to(kept, moved);
+  }
   row.items.store_to(reinterpret_cast<T*>(call.out) + segment.at, x);
 }
 
@@ -127,6 +139,10 @@ template <class T, class Call> int launch_segments(void (*kernel)(Call), const C
   return launch(kernel, blocks, kMaxLanes, team_sum_bytes<T>(kMaxLanes), stream, call);
 }
 
+template <class T> int launch_step(const Step& call, void* stream) {
+  return launch_segments<T>(call.update.keeping == kWhole ? step<T, 1> : step<T, 2>, call, stream);
+}
+
 template <class T> int launch_sums(const AdjointSums& call, void* stream) {
   const int error = launch_segments<T>(adjoint_sums<T>, call, stream);
   if (error) return error;
@@ -138,8 +154,7 @@ template <class T> int launch_sums(const AdjointSums& call, void* stream) {
 
 KSSM_EXPORT int kssm_cuda_kuramoto_step(const void* packed, int64_t bytes, int device, void* stream) {
   return with_call<Step>(packed, bytes, device, [&](const Step& call) {
-    return call.code == kFloat64 ? launch_segments<double>(step<double>, call, stream)
-                                 : launch_segments<float>(step<float>, call, stream);
+    return call.code == kFloat64 ? launch_step<double>(call, stream) : launch_step<float>(call, stream);
   });
 }
 

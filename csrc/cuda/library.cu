@@ -5,7 +5,7 @@
 KSSM_NAMESPACE_BEGIN
 
 // Bumped with every change of a call's fields; kssm_kernels/cuda/library.py has the same number.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 #ifndef KSSM_CUDA_BUILD
 #define KSSM_CUDA_BUILD "for the host"

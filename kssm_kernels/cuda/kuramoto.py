@@ -16,7 +16,7 @@ Fields = tuple[int | float, ...]
 
 # An operand (address, row stride, column stride, value, present), the update's fields, and a target's.
 _OPERAND, _ABSENT = "3qdq", (0, 0, 0, 0.0, 0)
-_UPDATE = "2qdQ" + 4 * _OPERAND
+_UPDATE = "2qdQq" + 4 * _OPERAND
 _TARGET, _NOT_WANTED = "3q", (0, 0, 0)
 
 
@@ -37,7 +37,8 @@ def _operand(rows: Rows | None) -> Fields:
 
 def _update(call: Call) -> Fields:
     operands = (call.coupling, call.omega, call.phase_lag, call.noise_scale)
-    return (call.rows, call.n, call.dt, call.seed, *(field for operand in operands for field in _operand(operand)))
+    numbers = (call.rows, call.n, call.dt, call.seed, call.keeping)
+    return (*numbers, *(field for operand in operands for field in _operand(operand)))
 
 
 def _target(target: Target | None) -> Fields:
@@ -84,9 +85,9 @@ def backward(
     launch("kuramoto_backward", f"{_UPDATE}15q{5 * _TARGET}", (*_update(call), *where, *own, *wanted), tensor)
 
 
-def step(call: Call, state: Tensor, z: Tensor, index: int, out: Tensor) -> None:
-    own = (_code(state), state.data_ptr(), z.data_ptr(), index, out.data_ptr())
-    launch("kuramoto_step", f"{_UPDATE}5q", (*_update(call), *own), state)
+def step(call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int, out: Tensor) -> None:
+    own = (_code(state), state.data_ptr(), _address(moved), z.data_ptr(), index, out.data_ptr())
+    launch("kuramoto_step", f"{_UPDATE}6q", (*_update(call), *own), state)
 
 
 def adjoint_sums(call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:

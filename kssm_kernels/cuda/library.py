@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # That of csrc/cuda/library.cu: bumped with every change of a call's fields.
-ABI = 2
+ABI = 3
 
 _opened: ctypes.CDLL | None = None
 _asked_for: Path | None = None  # None: the installed build

@@ -17,6 +17,7 @@ from torch import Tensor
 from kssm_kernels.ops._door import DTYPES
 from kssm_kernels.ops._update import (
     OPERANDS,
+    PLAIN,
     Operand,
     Update,
     is_shared,
@@ -25,11 +26,17 @@ from kssm_kernels.ops._update import (
     seed_value,
     steps_together,
     theta_rows,
+    wraps,
 )
+from kssm_kernels.ops._update_torch import reduced
 
 # Sums over rows are taken over runs of rows that one team works off in order, and the runs' sums added afterwards.
 # So many runs that 2^19 oscillators are at work at a time: 65536 threads with eight each, a large device's fill.
 AT_WORK = 1 << 19
+
+# How a call keeps its phases between its steps: as they are; as x + moved; and with whole turns taken off x. The number
+# of steps of the whole call decides (_update.py says why), whatever a launch's share of them.
+WHOLE, IN_TWO, WRAPPING = 0, 1, 2
 
 
 class Rows(NamedTuple):
@@ -49,6 +56,7 @@ class Call(NamedTuple):
     n: int
     dt: float
     seed: int
+    keeping: int
     coupling: Rows
     omega: Rows | None
     phase_lag: Rows | None
@@ -113,8 +121,11 @@ class Kernels(Protocol):
         The first target is the start's, written in the start's dtype if per_row; the others gain if ``accumulate``.
         """
 
-    def step(self, call: Call, state: Tensor, z: Tensor, index: int, out: Tensor) -> None:
-        """One step of rows of any length; ``out`` may be ``state``. z [rows, 3]: C, S and M of the state."""
+    def step(self, call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int, out: Tensor) -> None:
+        """One step of rows of any length; ``out`` may be ``state``. z [rows, 3]: C, S and M of the state.
+
+        ``moved``, unless the call keeps its phases whole: what rounding cut off the state, in place.
+        """
 
     def adjoint_sums(self, call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:
         """[rows, 2]: gC / N and gS / N."""
@@ -138,17 +149,23 @@ def _call(theta: Tensor, u: Update, lead: torch.Size) -> Call:
     coupling, omega, lag, noise = (_rows(operand, lead, n, compute) for operand in u[:OPERANDS])
     assert coupling is not None
     seed = 0 if noise is None else seed_value(u)
-    return Call(math.prod(lead), n, float(u.dt), seed, coupling, omega, lag, noise)
+    keeping = WHOLE if u.steps <= PLAIN else WRAPPING if wraps(u.steps, compute) else IN_TWO
+    return Call(math.prod(lead), n, float(u.dt), seed, keeping, coupling, omega, lag, noise)
+
+
+def _start(theta: Tensor, call: Call) -> Tensor:
+    """theta; before a call that takes turns off, one that turns can be counted in, in the arithmetic dtype."""
+    return reduced(theta.to(DTYPES[theta.dtype][1])) if call.keeping == WRAPPING else theta
 
 
 def _whole(state: Tensor) -> Rows:
     return Rows(state, state.shape[-1], 1, 0.0)
 
 
-def _states(theta: Tensor, lead: torch.Size) -> Tensor:
+def _states(start: Tensor, lead: torch.Size) -> Tensor:
     """A fresh [rows, n] in the arithmetic dtype."""
-    n = theta.shape[-1]
-    full = theta.to(DTYPES[theta.dtype][1]).expand(*lead, n)
+    n = start.shape[-1]
+    full = start.to(DTYPES[start.dtype][1]).expand(*lead, n)
     return full.clone(memory_format=torch.contiguous_format).reshape(-1, n)
 
 
@@ -157,24 +174,31 @@ def forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     k: Kernels = kernels
     call = _call(theta, u, lead)
-    features = theta.new_empty(*lead, 3 * u.harmonics) if u.harmonics else None
-    phases = theta.new_empty(*lead, call.n) if u.return_phases else None
-    if call.rows == 0:
-        return features, phases
-    if call.n <= k.FUSED_LIMIT:
-        start = Rows(*theta_rows(theta, lead, call.rows))
-        k.forward(call, start, 0, u.steps, u.harmonics, features, phases)
-        return features, phases
-    state = _states(theta, lead)
-    _advance(k, order_parameters, call, state, 0, u.steps)
-    if features is not None:
-        features = order_parameters.forward(state, u.harmonics).to(theta.dtype).reshape(features.shape)
-    return features, None if phases is None else phases.copy_(state.reshape(phases.shape))
+    phases: Tensor | None
+    start = _start(theta, call)  # its dtype is that of the launch's results
+    if call.n <= k.FUSED_LIMIT or call.rows == 0:
+        features = start.new_empty(*lead, 3 * u.harmonics) if u.harmonics else None
+        phases = start.new_empty(*lead, call.n) if u.return_phases else None
+        if call.rows:
+            k.forward(call, Rows(*theta_rows(start, lead, call.rows)), 0, u.steps, u.harmonics, features, phases)
+    else:
+        phases = _states(start, lead)
+        _advance(k, order_parameters, call, phases, 0, u.steps)
+        features = order_parameters.forward(phases, u.harmonics) if u.harmonics else None
+    return (
+        None if features is None else features.to(theta.dtype).reshape(*lead, 3 * u.harmonics),
+        phases.to(theta.dtype).reshape(*lead, call.n) if phases is not None and u.return_phases else None,
+    )
+
+
+def _nothing_moved(state: Tensor, call: Call) -> Tensor | None:
+    return None if call.keeping == WHOLE else torch.zeros_like(state)
 
 
 def _advance(k: Kernels, order_parameters: ModuleType, call: Call, state: Tensor, first: int, steps: int) -> None:
+    moved = _nothing_moved(state, call)
     for index in range(first, first + steps):
-        k.step(call, state, order_parameters.forward(state, 1), index, state)
+        k.step(call, state, moved, order_parameters.forward(state, 1), index, state)
 
 
 def backward(
@@ -220,6 +244,7 @@ def _backward_fused(
     sources: list[Tensor | None],
 ) -> list[Tensor | None]:
     rows, n, compute = call.rows, call.n, DTYPES[theta.dtype][1]
+    start = _start(theta, call)
     kinds = [None if s is None else _per_row_and_column(i, s, rows) for i, s in enumerate(sources)]
     if all(kind is None or kind[0] for kind in kinds):
         parts = rows
@@ -232,10 +257,10 @@ def _backward_fused(
             targets.append(None)
             continue
         shape = (rows if kind[0] else parts, n if kind[1] else 1)
-        dtype = theta.dtype if i == 0 and kind[0] else compute
+        dtype = start.dtype if i == 0 and kind[0] else compute
         targets.append(Target(torch.empty(shape, dtype=dtype, device=theta.device), *kind))
     length = steps_together(u.steps)
-    starts = [Rows(*theta_rows(theta, lead, rows))]
+    starts = [Rows(*theta_rows(start, lead, rows))]
     for first in range(0, u.steps - length, length):
         mark = torch.empty(rows, n, dtype=compute, device=theta.device)
         k.forward(call, starts[-1], first, length, 0, None, mark)
@@ -291,7 +316,7 @@ def _backward_long(
         shape = (rows, n if kind[1] else k.segments_of(n))
         targets.append(Target(torch.zeros(shape, dtype=compute, device=theta.device), True, kind[1]))
     length = steps_together(u.steps)
-    marks = [_states(theta, lead)]
+    marks = [_states(_start(theta, call), lead)]
     for first in range(0, u.steps - length, length):
         mark = marks[-1].clone()
         _advance(k, order_parameters, call, mark, first, length)
@@ -299,12 +324,12 @@ def _backward_long(
     g = torch.zeros_like(marks[0]) if g_phases is None else g_phases.to(compute, copy=True).reshape(rows, n)
     for part in range(len(marks) - 1, -1, -1):
         first, last = part * length, min((part + 1) * length, u.steps)
-        states, means = [marks[part]], []
+        states, means, moved = [marks[part]], [], _nothing_moved(marks[part], call)
         for index in range(first, last):
             means.append(order_parameters.forward(states[-1], 1))
             if index + 1 < last or (last == u.steps and end is not None):
                 states.append(torch.empty_like(states[-1]))
-                k.step(call, states[-2], means[-1], index, states[-1])
+                k.step(call, states[-2], moved, means[-1], index, states[-1])
         if last == u.steps and end is not None:
             wide = (t.to(compute).reshape(rows, -1) for t in (end.features, end.g_features))
             g += order_parameters.backward(states[-1], *wide)

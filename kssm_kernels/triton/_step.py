@@ -8,11 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kssm_kernels.ops import _update
 from kssm_kernels.ops._update_gpu import Call, Rows
-from kssm_kernels.triton._phase import as_float, normals, sincos
+from kssm_kernels.triton._phase import MAGIC, as_float, normals, sincos
 
 # How a kernel reads an operand (constexpr): not there, a number, one number per row, one per oscillator.
 ABSENT, NUMBER, PER_ROW, PER_OSCILLATOR = -1, 0, 1, 2
+
+FOLD, TURN, REST = tl.constexpr(_update.FOLD), tl.constexpr(_update.TURN), tl.constexpr(_update.REST)
+TURNS = tl.constexpr(0.15915494)  # 1 / 2 pi
 
 
 def operand_arguments(operand: Rows | None, anything: Tensor) -> tuple[tuple[Any, ...], int]:
@@ -28,7 +32,8 @@ def call_arguments(call: Call, anything: Tensor) -> tuple[tuple[Any, ...], dict[
     """What the kernels call ``coupling, .., noise_value, dt, seed_low, seed_high``, and their constexprs."""
     numbers: list[Any] = []
     kinds: dict[str, int] = {}
-    for name, operand in zip(("K", "OMEGA", "LAG", "NOISE"), call[4:], strict=True):
+    operands = (call.coupling, call.omega, call.phase_lag, call.noise_scale)
+    for name, operand in zip(("K", "OMEGA", "LAG", "NOISE"), operands, strict=True):
         memory, kinds[name] = operand_arguments(operand, anything)
         numbers += memory
     low, high = call.seed & 0xFFFFFFFF, call.seed >> 32
@@ -67,19 +72,59 @@ def shifted(x, s, c, lag, LAG: tl.constexpr):
 
 @triton.jit
 def advance(
-    x, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high,
+    x, to, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high,
     OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr,
 ):  # fmt: skip
-    """theta + dt (omega + K p) - delta xi."""
+    """``to`` + dt (omega + K p) - delta xi, from phases x."""
     lag_s, lag_c = shifted(x, s, c, lag, LAG)
     velocity = coupling * tl.fma(z_s + x * 0.0, lag_c, -(z_c * lag_s))
     if OMEGA >= 0:
         velocity += omega
-    y = tl.fma(dt + x * 0.0, velocity, x)
+    y = tl.fma(dt + x * 0.0, velocity, to)
     if NOISE >= 0:
         xi = normals(row, j, step, seed_low, seed_high)
         y = tl.fma(-noise + xi * 0.0, xi, y)
     return y
+
+
+@triton.jit
+def fold(x, moved, KEEPING: tl.constexpr):
+    """``moved`` put into x, and what rounding cuts off: fold of csrc/math/phase_step.h."""
+    y = moved
+    if KEEPING == 2:
+        turns = (x * TURNS + MAGIC) - MAGIC
+        x = x - turns * TURN
+        y = y - turns * REST
+    total = x + y
+    part = total - x
+    return total, (x - (total - part)) + (y - part)
+
+
+@triton.jit
+def take_step(
+    x, moved, live, n, coupling, omega, lag, noise, dt, row, j, step, taken, steps, seed_low, seed_high,
+    OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr, KEEPING: tl.constexpr,
+):  # fmt: skip
+    """Phases x, or x + moved, of whole rows after step number ``step``, the last of ``taken`` of a launch's ``steps``.
+
+    KEEPING: WHOLE, IN_TWO or WRAPPING of kssm_kernels/ops/_update_gpu.py. Behind the last step ``moved`` is less than
+    an ulp of x.
+    """
+    if KEEPING == 0:
+        s, c, z_s, z_c = mean_field(x, live, n)
+        x = advance(
+            x, x, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high, OMEGA, LAG, NOISE
+        )
+    else:
+        theta = x + moved
+        s, c, z_s, z_c = mean_field(theta, live, n)
+        moved = advance(
+            theta, moved, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high,
+            OMEGA, LAG, NOISE,
+        )  # fmt: skip
+        if (taken % FOLD.value == 0) | (taken == steps):  # the interpreter counts in Python's numbers
+            x, moved = fold(x, moved, KEEPING)
+    return x, moved
 
 
 @triton.jit

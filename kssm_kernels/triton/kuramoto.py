@@ -17,7 +17,7 @@ from kssm_kernels.ops._update_gpu import Call, End, Rows, Target, Targets
 from kssm_kernels.triton._harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
 from kssm_kernels.triton._launch import lanes, launch, power_of_two, tile_of, warps_of
 from kssm_kernels.triton._phase import as_float
-from kssm_kernels.triton._step import advance, call_arguments, gain, mean_field, pulls, read
+from kssm_kernels.triton._step import call_arguments, gain, mean_field, pulls, read, take_step
 from kssm_kernels.triton.kuramoto_long import adjoint_step, adjoint_sums, segments_of, step
 
 __all__ = ["FUSED_LIMIT", "adjoint_step", "adjoint_sums", "backward", "forward", "segments_of", "step"]
@@ -34,7 +34,8 @@ def _forward_kernel(
     coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value, lag, lag_stride, lag_value,
     noise, noise_stride, noise_value, dt, seed_low, seed_high,
     K: tl.constexpr, OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr,
-    HARMONICS: tl.constexpr, HP: tl.constexpr, PHASES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KEEPING: tl.constexpr, HARMONICS: tl.constexpr, HP: tl.constexpr, PHASES: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live_row = index < rows
@@ -47,10 +48,13 @@ def _forward_kernel(
     a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
     d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
     x = tl.load(theta + row * row_stride + j.to(tl.int64) * column_stride, mask=live, other=0.0).to(tl.float32)
-    for index_of_step in range(steps):
-        s, c, z_s, z_c = mean_field(x, live, n)
-        at = tl.zeros([1, 1], tl.int32) + first + index_of_step
-        x = advance(x, s, c, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE)
+    moved = tl.zeros([ROWS, BLOCK], tl.float32)
+    for taken in range(steps):
+        at = tl.zeros([1, 1], tl.int32) + first + taken
+        x, moved = take_step(
+            x, moved, live, n, k, w, a, d, dt, row, j, at, taken + 1, steps, seed_low, seed_high,
+            OMEGA, LAG, NOISE, KEEPING,
+        )  # fmt: skip
     if PHASES:
         tl.store(phases + row * n + j, x.to(phases.dtype.element_ty), mask=live)
     if HARMONICS > 0:
@@ -90,7 +94,7 @@ def _backward_kernel(
     noise, noise_stride, noise_value, dt, seed_low, seed_high, to_theta, to_coupling, to_omega, to_lag, to_noise,
     K: tl.constexpr, OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr, G_END: tl.constexpr,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr, T4: tl.constexpr,
-    HARMONICS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    KEEPING: tl.constexpr, HARMONICS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live_part = part < parts
@@ -111,11 +115,17 @@ def _backward_kernel(
         start = theta + row * row_stride + j.to(tl.int64) * column_stride
         kept = states + row * n + j  # of the state before step s: s - 1 strides further on
         x = tl.load(start, mask=live, other=0.0).to(tl.float32)
+        moved = zero
         for s in range(steps - 1):
-            sine, cosine, z_s, z_c = mean_field(x, live, n)
             at = tl.zeros([1, 1], tl.int32) + first + s
-            x = advance(x, sine, cosine, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE)
-            tl.store(kept + s * kept_stride, x, mask=live)
+            x, moved = take_step(
+                x, moved, live, n, k, w, a, d, dt, row, j, at, s + 1, steps - 1, seed_low, seed_high,
+                OMEGA, LAG, NOISE, KEEPING,
+            )  # fmt: skip
+            if KEEPING == 0:
+                tl.store(kept + s * kept_stride, x, mask=live)
+            else:
+                tl.store(kept + s * kept_stride, x + moved, mask=live)
         tl.debug_barrier()  # a thread may read below what another has written
         g = zero
         if G_END:
@@ -123,10 +133,9 @@ def _backward_kernel(
         if HARMONICS > 0:
             end = x
             if steps > 0:
-                sine, cosine, z_s, z_c = mean_field(x, live, n)
                 at = tl.zeros([1, 1], tl.int32) + first + steps - 1
-                end = advance(
-                    x, sine, cosine, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE
+                end, moved = take_step(
+                    x, moved, live, n, k, w, a, d, dt, row, j, at, 1, 1, seed_low, seed_high, OMEGA, LAG, NOISE, KEEPING
                 )
             g += harmonics_adjoint(end, features, g_features, number, live_row, n, groups, HARMONICS)
             g = tl.where(live, g, 0.0)
@@ -203,6 +212,7 @@ def forward(
         *(theta, start.row_stride, start.column_stride, theta if features is None else features),
         *(theta if phases is None else phases, call.rows, call.n, first, steps, groups_of(harmonics), *numbers),
         **kinds,
+        KEEPING=call.keeping,
         HARMONICS=harmonics,
         HP=power_of_two(harmonics, 16),
         PHASES=phases is not None,
@@ -248,6 +258,7 @@ def backward(
         **kinds,
         **{f"T{i}": _kind(t) for i, t in enumerate(targets)},
         G_END=g is not None,
+        KEEPING=call.keeping,
         HARMONICS=harmonics,
         ROWS=rows,
         BLOCK=block,

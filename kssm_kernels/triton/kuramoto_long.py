@@ -13,7 +13,7 @@ from torch import Tensor
 from kssm_kernels.ops._update_gpu import Call, Targets
 from kssm_kernels.triton._launch import launch
 from kssm_kernels.triton._phase import as_float, sincos
-from kssm_kernels.triton._step import advance, call_arguments, gain, pulls, read
+from kssm_kernels.triton._step import advance, call_arguments, fold, gain, pulls, read
 
 SEGMENT = 4096
 BLOCK = 1024  # phases at a time: eight per thread
@@ -31,11 +31,11 @@ def _mean(z, row, n):
 
 @triton.jit
 def _step_kernel(
-    state, z, out, rows, n, segments, step,
+    state, moved, z, out, rows, n, segments, step,
     coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value, lag, lag_stride, lag_value,
     noise, noise_stride, noise_value, dt, seed_low, seed_high,
     K: tl.constexpr, OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr,
-    SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
+    KEEPING: tl.constexpr, SEGMENT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(0).to(tl.int64)
     row = index // segments + tl.zeros([1, 1], tl.int64)
@@ -51,7 +51,13 @@ def _step_kernel(
         a = read(lag, lag_stride, lag_value, row, j, live, LAG)
         d = read(noise, noise_stride, noise_value, row, j, live, NOISE)
         s, c = sincos(x)
-        y = advance(x, s, c, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE)
+        to = x
+        if KEEPING > 0:
+            to = tl.load(moved + row * n + j, mask=live, other=0.0)
+        y = advance(x, to, s, c, z_s, z_c, k, w, a, d, dt, row, j, at, seed_low, seed_high, OMEGA, LAG, NOISE)
+        if KEEPING > 0:  # folded at every step: the state alone is then the rounded phase, which the mean field is of
+            y, rest = fold(x, y, KEEPING)
+            tl.store(moved + row * n + j, rest, mask=live)
         tl.store(out + row * n + j, y, mask=live)
 
 
@@ -149,12 +155,13 @@ def _adjoint_kernel(
     _leave(to_noise, t4, index, T4)
 
 
-def step(call: Call, state: Tensor, z: Tensor, index: int, out: Tensor) -> None:
+def step(call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int, out: Tensor) -> None:
     numbers, kinds = call_arguments(call, state)
     segments = segments_of(call.n)
     grid = call.rows * segments
-    arguments = (state, z, out, call.rows, call.n, segments, index, *numbers)
-    launch(_step_kernel, grid, state, *arguments, **kinds, SEGMENT=SEGMENT, BLOCK=BLOCK)
+    kept = state if moved is None else moved
+    arguments = (state, kept, z, out, call.rows, call.n, segments, index, *numbers)
+    launch(_step_kernel, grid, state, *arguments, **kinds, KEEPING=call.keeping, SEGMENT=SEGMENT, BLOCK=BLOCK)
 
 
 def adjoint_sums(call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:
