@@ -1,4 +1,4 @@
-"""Where a kernel's loops change: more rows than chunks, phases that all rows share, strides past 32 bits."""
+"""Where a kernel's loops change: more rows than chunks, phases that all rows share, long rows, strides past 32 bits."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kssm_kernels import kuramoto_features, kuramoto_update, order_parameters, use_backend
+from kssm_kernels import kuramoto_features, kuramoto_update, order_parameters, philox_normal, use_backend
 from tests import naive
 
 STEPS = [1, 2, 70]  # one; more, of which all are kept for the backward pass; more than are kept
 
 
-def _with_gradients(loss: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    return (loss.detach(), *torch.autograd.grad(loss, leaves))
+def _with_gradients(loss: Tensor, *leaves: Tensor, again: bool = False) -> tuple[Tensor, ...]:
+    return (loss.detach(), *torch.autograd.grad(loss, leaves, retain_graph=again))
 
 
 # ---- phases that all rows share ----
@@ -70,6 +70,65 @@ def test_pure_torch_in_passes_of_which_the_last_is_shorter() -> None:
     want = naive.order_parameters(theta, 2)
     torch.testing.assert_close(features, want, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(gradient, torch.autograd.grad((want * weight).sum(), theta)[0], rtol=1e-11, atol=1e-15)
+
+
+# ---- long rows ----
+
+KINDS = {  # what each operand has values for, so that every way to sum a gradient is taken
+    "shared": {"coupling": (), "omega": ("n",), "phase_lag": ("n",), "noise_scale": ()},
+    "per row": {
+        "coupling": ("rows", 1),
+        "omega": ("rows", 1),
+        "phase_lag": ("rows", "n"),
+        "noise_scale": ("rows", "n"),
+    },
+    "phases too": {"coupling": ("n",), "omega": ("rows", 1), "phase_lag": ("rows", 1), "noise_scale": ("n",)},
+}
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize(
+    ("n", "steps", "speed"),
+    [(4112, 1, 1.0), (4099, 3, 1.0), (8195, 70, 1.0), (131_088, 3, 1.0), (131_079, 3, 40.0), (131_079, 18, 2.0)],
+)
+def test_long_rows_with_every_kind_of_operand(n: int, steps: int, speed: float, kinds: str, backend: str) -> None:
+    """Rows whose lengths are whole vectors or not, past the cosines that the CPU keeps (131,072 in float64), and at
+    speeds of which a step is a part of a turn or several; two rows, of which the second starts with nothing left over.
+    """
+    if backend == "triton" or (backend != "cpu" and n * steps > 20_000):
+        pytest.skip("float32 alone" if backend == "triton" else "slow, and its code has no such sizes")
+    wide = torch.float64
+    sizes = {"rows": 2, "n": n}
+
+    def drawn(shape: tuple[int | str, ...], centre: float, spread: float) -> Tensor:
+        own = [sizes.get(k, 1) if isinstance(k, str) else k for k in shape]
+        return (centre + spread * torch.randn(own, dtype=wide)).requires_grad_()
+
+    spreads = {"coupling": (1.0, 0.2), "omega": (0.0, speed), "phase_lag": (0.1, 0.2), "noise_scale": (0.1, 0.02)}
+    leaves = {k: drawn(shape, *spreads[k]) for k, shape in KINDS[kinds].items()}
+    theta = (3 * torch.randn((n,) if kinds == "phases too" else (2, n), dtype=wide)).requires_grad_()
+    weight = torch.randn(2, n + 9, dtype=wide)
+    xi = torch.stack([philox_normal(2, n, seed=5, step=k).to(wide) for k in range(steps)])
+    given = {**leaves, "dt": 0.1, "steps": steps}
+    everything = (theta, *leaves.values())
+    features, phases = kuramoto_features(theta, harmonics=3, seed=5, return_phases=True, **given)
+    got = _with_gradients((torch.cat([features * n, phases], -1) * weight).sum(), *everything)
+    end = naive.kuramoto_update(theta, xi=xi, **given)
+    wanted = torch.cat([naive.order_parameters(end, 3) * n, end], -1)
+    want = _with_gradients((wanted * weight).sum(), *everything, again=True)
+    torch.testing.assert_close(torch.cat([features * n, phases], -1), wanted, rtol=1e-9, atol=1e-9)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * n)
+    # without the phases the end of the trajectory is computed again
+    alone = kuramoto_features(theta, harmonics=3, seed=5, **given)
+    assert isinstance(alone, Tensor)
+    assert torch.equal(alone, features)
+    for a, b in zip(
+        torch.autograd.grad((alone * n * weight[:, :9]).sum(), everything),
+        torch.autograd.grad((naive.order_parameters(end, 3) * n * weight[:, :9]).sum(), everything),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * n)
 
 
 # ---- strides past 32 bits ----

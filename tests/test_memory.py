@@ -20,6 +20,7 @@ from kssm_kernels import (
     order_parameters,
     philox_normal,
 )
+from kssm_kernels.ops._memory import whole
 
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "order_parameters": lambda t: order_parameters(t, 2),
@@ -64,6 +65,69 @@ def test_a_storage_freed_under_a_tensor_is_refused(name: str, size: int, backend
     theta.untyped_storage().resize_(size)
     with pytest.raises(RuntimeError, match=r"needs a storage of 120 bytes, has"):
         CALLS[name](theta)
+
+
+@every
+@pytest.mark.parametrize("layout", ["offset", "rows", "columns"])
+def test_a_storage_too_short_by_one_element_is_refused(name: str, layout: str, backend: str) -> None:
+    """The offset counts, and the last element of a view counts whole."""
+    if backend == "torch":
+        pytest.skip("torch's own operators read the memory")
+    view = {
+        "offset": lambda: torch.rand(31)[1:].view(3, 10),
+        "rows": lambda: torch.rand(3, 12)[:, :10],
+        "columns": lambda: torch.rand(3, 20)[:, ::2],
+    }[layout]()
+    last = view.storage_offset() + sum((n - 1) * s for n, s in zip(view.shape, view.stride(), strict=True))
+    CALLS[name](view)
+    view.untyped_storage().resize_(4 * (last + 1))
+    CALLS[name](view)
+    view.untyped_storage().resize_(4 * last)
+    with pytest.raises(RuntimeError, match=rf"needs a storage of {4 * (last + 1)} bytes, has {4 * last}"):
+        CALLS[name](view)
+
+
+@every
+def test_zeros_that_have_no_memory(name: str, backend: str) -> None:
+    zeros = torch._efficientzerotensor(3, 10)
+    assert torch.equal(CALLS[name](zeros), CALLS[name](torch.zeros(3, 10)))
+
+
+def test_what_is_on_another_device_is_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"must have shape .* on cpu, got .* on meta"):
+        whole("features", torch.ones(3, 6, device="meta"), (3, 6), torch.ones(3, 10))
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda t: t.t().contiguous().t() if t.dim() > 1 else torch.stack([t, t], -1)[:, 0],
+    "every second": lambda t: torch.stack([t, t + 1], -1)[..., 0],
+    "one row for all": lambda t: t[:1].expand(t.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_saved_tensors_and_cotangents_of_any_layout(layout: str, backend: str) -> None:
+    """A kernel reads them as contiguous memory: what is not must have been copied."""
+    ops: Any = torch.ops.kssm_kernels
+    theta, dt = torch.randn(3, 10), torch.tensor(0.1, dtype=torch.float64)
+    low, high, one = 2 * dt, 100 * dt, torch.tensor(1.0)
+    needed = [True, False, False, False, False]
+    features, g_features, phases, g_phases, *grads = (
+        LAYOUTS[layout](t) for t in (*torch.rand(2, 3, 6).add(0.1), *torch.rand(2, 3, 10), *torch.rand(3, 3))
+    )
+
+    def kuramoto(*saved: Tensor) -> Tensor:
+        found: Tensor = ops.kuramoto_backward(theta, one, None, None, None, None, dt, 2, 2, *saved, needed)[0]
+        return found
+
+    calls: list[tuple[Callable[..., Tensor], list[Tensor]]] = [
+        (lambda *t: ops.order_parameters_backward(theta, *t), [features, g_features]),
+        (kuramoto, [features, phases, g_features, g_phases]),
+        (lambda *t: ops.bistable_coupling_backward(theta, low, high, *t), grads),
+    ]
+    for call, given in calls:
+        copies = [t.clone(memory_format=torch.contiguous_format) for t in given]
+        assert torch.equal(call(*given), call(*copies))
 
 
 @every
