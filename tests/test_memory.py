@@ -96,6 +96,15 @@ def test_zeros_that_have_no_memory(name: str, backend: str) -> None:
 def test_what_is_on_another_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"must have shape .* on cpu, got .* on meta"):
         whole("features", torch.ones(3, 6, device="meta"), (3, 6), torch.ones(3, 10))
+    # with one tensor on the meta device torch asks for shapes alone: what it would make of them holds no values
+    ops: Any = torch.ops.kssm_kernels
+    theta, meta, dt = torch.ones(3, 10), torch.ones(3, 6, device="meta"), torch.tensor(0.1, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="on one device, got cpu, meta"):
+        ops.kuramoto(theta, torch.tensor(1.0, device="meta"), None, None, None, None, dt, 1, 2, True)
+    with pytest.raises(RuntimeError, match="on one device, got cpu, meta"):
+        ops.order_parameters_backward(theta, torch.ones(3, 6), meta)
+    with pytest.raises(RuntimeError, match="on one device, got cpu, meta"):
+        ops.bistable_coupling_backward(theta, dt, dt, meta[:, 0], torch.ones(3), torch.ones(3))
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

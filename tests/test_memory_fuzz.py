@@ -206,7 +206,7 @@ def _touched(plan: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     for key, change in sorted(wanted, key=lambda c: c[0] == "features"):
         if key == "features" and plan["op"] == "kuramoto_backward":
             found["features"] = _true_features(plan, found)
-        if isinstance(found[key], Tensor):
+        if isinstance(found[key], Tensor) and _sound(found[key]):  # torch itself would read what was freed
             try:
                 found[key] = CHANGES[change](found[key])
             except (IndexError, *REFUSED):  # what torch itself refuses does not happen
@@ -270,7 +270,9 @@ def _true_features(plan: dict[str, Any], found: dict[str, Any]) -> Tensor:
 )
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_error_or_the_answer_of_torch(name: str, plan: dict[str, Any]) -> None:
-    if name == "triton" and (plan["dtype"] == torch.float64 or plan["steps"] > 3 or plan["shape"][-1] > 65):
+    if name == "triton" and plan["dtype"] == torch.float64:
+        return
+    if name != "cpu" and plan["shape"][-1] * (plan["steps"] + plan["harmonics"] // 8) > 300:  # emulated: slow
         return
     given, as_saved = _touched(plan)
     try:

@@ -33,6 +33,13 @@ def strided(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def on_one_device(*tensors: Tensor | None) -> None:
+    """For the shapes of a call: torch asks for them, too, where one tensor is on the meta device and others are not."""
+    devices = {str(t.device) for t in tensors if t is not None}
+    if len(devices) > 1:
+        raise RuntimeError(f"kssm_kernels: tensors must be on one device, got {', '.join(sorted(devices))}")
+
+
 def whole(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor as contiguous memory of ``shape``, of ``like``'s device and dtype (or ``dtype``)."""
     wanted = like.dtype if dtype is None else dtype

@@ -37,7 +37,7 @@ from kssm_kernels.ops._door import (
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops._memory import strided, whole
+from kssm_kernels.ops._memory import on_one_device, strided, whole
 
 OP = "bistable_coupling"
 EPSILON = 1e-6  # in the denominator of u_raw
@@ -152,6 +152,7 @@ def _(params: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 @_registered_backward.register_fake
 def _(params: Tensor, low: Tensor, high: Tensor, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
+    on_one_device(params, gk, gu, gd)
     return torch.empty(params.shape, dtype=params.dtype, device=params.device)
 
 

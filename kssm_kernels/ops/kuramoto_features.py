@@ -39,7 +39,7 @@ from kssm_kernels.ops._door import (
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops._memory import whole
+from kssm_kernels.ops._memory import on_one_device, whole
 from kssm_kernels.ops._update import OPERANDS, Update, any_requires_grad, checked, is_plain, leading_shape
 from kssm_kernels.ops._update_vmap import backward_rule, forward_rule
 
@@ -191,6 +191,7 @@ def _registered_backward(*args: Any) -> tuple[Tensor, ...]:
 @_registered.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     theta, harmonics, return_phases = args[0], args[8], args[9]
+    on_one_device(*args[:5])
     lead = leading_shape(theta, args[1:5])
     return (
         theta.new_empty((*lead, 3 * harmonics) if harmonics else (0,)),
@@ -201,6 +202,7 @@ def _(*args: Any) -> tuple[Tensor, ...]:
 @_registered_backward.register_fake
 def _(*args: Any) -> tuple[Tensor, ...]:
     theta, sources, needed = args[0], args[:5], args[-1]
+    on_one_device(*sources, *args[9:13])
     return tuple(
         s.new_empty(s.shape) if need and s is not None else theta.new_empty(0)
         for s, need in zip(sources, needed, strict=True)

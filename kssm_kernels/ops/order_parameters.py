@@ -40,7 +40,7 @@ from kssm_kernels.ops._door import (
     register_vmap,
     second_derivative_message,
 )
-from kssm_kernels.ops._memory import strided, whole
+from kssm_kernels.ops._memory import on_one_device, strided, whole
 
 OP = "order_parameters"
 EPSILON = 1e-8  # under the square root of M_n
@@ -246,6 +246,7 @@ def _(theta: Tensor, harmonics: int) -> Tensor:
 
 @_registered_backward.register_fake
 def _(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    on_one_device(theta, features, grad)
     return torch.empty(theta.shape, dtype=theta.dtype, device=theta.device)
 
 
