@@ -24,10 +24,10 @@ MORE = [
     Case("kuramoto_update", (1, 1), coupling=(1,), omega=(1,), phase_lag=(1,), noise_scale=(1,)),
     Case("kuramoto_features", (1, 1), 1, coupling=(1, 1), noise_scale=(1,), steps=3),
     # phases in two, and with turns taken off: rows in registers and longer ones
-    Case("kuramoto_features", (3, 16), 3, phase_lag=(1,), noise_scale=(1,), steps=17),
-    Case("kuramoto_features", (3, 16), 3, omega=(16,), steps=257),
-    Case("kuramoto_update", (1, 1100), steps=17),
-    Case("kuramoto_update", (1, 1100), omega=(1,), steps=257),
+    Case("kuramoto_features", (3, 16), 3, coupling=0.7, phase_lag=(1,), noise_scale=(1,), steps=17),
+    Case("kuramoto_features", (3, 16), 3, coupling=0.7, omega=(16,), steps=257),
+    Case("kuramoto_update", (1, 1100), coupling=0.7, steps=17),
+    Case("kuramoto_update", (1, 1100), coupling=0.7, omega=(1,), steps=257),
 ]
 seen: set[str] = set()
 

@@ -96,6 +96,11 @@ def status() -> tuple[bool, str]:
     return _usable()
 
 
+# Not struct.pack: torch.compile, where it traces an op's Python, follows that into a function of its own that calls it,
+# and ends in a RecursionError (torch 2.13).
+_packing = functools.cache(struct.Struct)
+
+
 @functools.cache
 def _function(name: str) -> ctypes._CFuncPtr:  # type: ignore[name-defined]  # the stub has another private name
     function = getattr(library(), f"kssm_cuda_{name}")
@@ -108,7 +113,7 @@ def call(name: str, form: str, fields: tuple[int | float, ...], tensor: Tensor) 
 
     ``form``: a letter of the struct module for each field, all of them 8 bytes long.
     """
-    packed = struct.pack(f"={form}", *fields)
+    packed = _packing(f"={form}").pack(*fields)
     if tensor.is_cuda:
         device, stream = tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
     else:
