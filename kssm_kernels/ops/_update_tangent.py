@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.ops._door import DTYPES
+from kssm_kernels.ops._order_parameters_torch import features_tangent
 from kssm_kernels.ops._update import FOLD, OPERANDS, leading_shape, wraps
 from kssm_kernels.ops._update_torch import State, folded, reduced
 from kssm_kernels.ops.noise import philox_normal
-from kssm_kernels.ops.order_parameters import features_tangent
 
 
 def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

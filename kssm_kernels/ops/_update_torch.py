@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.ops._door import DTYPES
+from kssm_kernels.ops._order_parameters_torch import features_backward_torch, features_torch
 from kssm_kernels.ops._update import (
     COUNTABLE,
     FOLD,
@@ -27,7 +28,6 @@ from kssm_kernels.ops._update import (
     wraps,
 )
 from kssm_kernels.ops.noise import philox_normal
-from kssm_kernels.ops.order_parameters import features_backward_torch, features_torch
 
 
 def _in_compute(operand: Operand, dtype: torch.dtype) -> Any:
