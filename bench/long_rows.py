@@ -71,6 +71,7 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "kssm"  # the same figures give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: 25 KB, not 94
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
