@@ -74,13 +74,12 @@ def door(arguments: tuple[object, ...]) -> Door:
     """The one place that decides whether a kernel may be called on these tensors' memory right here."""
     if _dual_levels._current_level >= 0 and _has_tangent(arguments):
         return DUAL
-    level = _functorch_derivative()
     if torch.compiler.is_compiling():
-        if level:  # neither way can be traced: eager serves
+        if _functorch_derivative():  # neither way can be traced: eager serves
             torch._dynamo.graph_break()
         return REGISTERED
-    if level is not None:
-        return TRANSFORMED if level else REGISTERED
+    if _functorch_level():
+        return TRANSFORMED if _functorch_derivative() else REGISTERED
     if _dispatch_modes() or _tracing() is not None:
         return REGISTERED
     return DIRECT if _PLAIN.issuperset(map(type, arguments)) else REGISTERED
@@ -94,14 +93,14 @@ def backward_door(arguments: tuple[object, ...]) -> Door:
     return door(arguments)
 
 
-def _functorch_derivative() -> bool | None:
-    """Whether torch.func.grad, vjp or jvp is at work; None outside all of torch.func.
+def _functorch_derivative() -> bool:
+    """Whether torch.func.grad, vjp or jvp is at work.
 
     Any level counts, not the innermost alone: the registered op inside torch.func.vmap(...) would meet the outer one
     next, and an autograd rule of torch.library takes no part in it.
     """
     if not _functorch_level():
-        return None
+        return False
     derivatives = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
     return any(level.key() in derivatives for level in _functorch.get_interpreter_stack())
 

@@ -18,18 +18,14 @@ def strided(name: str, tensor: Tensor) -> Tensor:
     """
     if tensor.is_neg() or tensor._is_zerotensor():
         tensor = tensor.resolve_neg().clone()
-    if tensor.is_contiguous():
-        reach = tensor.numel()
-    else:
-        reach = (
-            1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
-        )
-    held = tensor.untyped_storage().nbytes()
-    if reach and (tensor.storage_offset() + reach) * tensor.element_size() > held:
-        wanted = (tensor.storage_offset() + reach) * tensor.element_size()
-        raise RuntimeError(
-            f"kssm_kernels: {name} of shape {tuple(tensor.shape)} needs a storage of {wanted} bytes, has {held}"
-        )
+    # not tensor.nbytes, which torch.compile cannot trace where a size is symbolic
+    reach = tensor.numel()
+    if reach and not tensor.is_contiguous():
+        reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    wanted, held = (tensor.storage_offset() + reach) * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if wanted > held and reach:
+        shape = tuple(tensor.shape)
+        raise RuntimeError(f"kssm_kernels: {name} of shape {shape} needs a storage of {wanted} bytes, has {held}")
     return tensor
 
 

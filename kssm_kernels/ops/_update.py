@@ -168,6 +168,8 @@ def checked(op: str, theta: Tensor, u: Update) -> tuple[Update, torch.Size, bool
             raise ValueError(f"{op}: seed must be an int or an integer tensor of one element, got {got}")
     elif seed is not None:
         seed = as_integer(op, "seed", seed, -(2**63), 2**64 - 1)
+    if plain and dt is u.dt and steps is u.steps and seed is u.seed:  # making another takes 0.3 us
+        return u, theta.shape[:-1], True
     if plain:
         return Update(coupling, None, None, None, seed, dt, steps, harmonics, return_phases), theta.shape[:-1], True
     try:

@@ -305,7 +305,9 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     (1.462, 1.0, 2.0)
     """
     _check_params(params)
-    low, high = (-math.inf, math.inf) if clamp is None else (_bound(v) for v in clamp)
+    low, high = (-math.inf, math.inf) if clamp is None else clamp
+    if type(low) is not float or type(high) is not float:
+        low, high = _bound(low), _bound(high)
     if not low <= high:
         raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
     return evaluate(params, low, high)
