@@ -102,7 +102,10 @@ template <class T> void lane_features(const T* const* theta, int64_t n, int harm
   const Vec<T> count = splat<Vec<T>>(static_cast<T>(n));
   for (int h = 0; h < harmonics; ++h) {
     Vec<T> c = columns[h] / count, s = columns[harmonics + h] / count;
-    columns[2 * harmonics + h] = into_unit_disk(c, s);
+    const Vec<T> square = c * c + s * s;
+    // rare, and a division and a root for each harmonic are 6 % of a set of rows
+    const bool outside = any((Int<Vec<T>>)(square > splat<Vec<T>>(T(1))));
+    columns[2 * harmonics + h] = outside ? into_unit_disk(c, s) : magnitude(square);
     columns[h] = c;
     columns[harmonics + h] = s;
   }

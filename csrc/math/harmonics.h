@@ -89,14 +89,17 @@ template <class T> KSSM_FN void group_numbers(const T* on_cos, const T* on_sin, 
   }
 }
 
-// The magnitude M of one order parameter C + iS. The parts of equal addends add up some ulp past N; C + iS is put back on
-// the unit disk, which holds the true value, so that no step leads away from it.
+// The magnitude M of one order parameter C + iS, from C^2 + S^2.
+template <class T> KSSM_FN T magnitude(T square) { return square_root(square + splat<T>(Scalar<T>(1e-8))); }
+
+// M, and C + iS put back on the unit disk: the parts of equal addends add up some ulp past N. The disk holds the true
+// value, so that no step leads away from it.
 template <class T> KSSM_FN T into_unit_disk(T& c, T& s) {
   const T one = splat<T>(Scalar<T>(1)), square = c * c + s * s;
   const T scale = one / square_root(square > one ? square : one);
   c = c * scale;
   s = s * scale;
-  return square_root(c * c + s * s + splat<T>(Scalar<T>(1e-8)));
+  return magnitude(c * c + s * s);
 }
 
 KSSM_NAMESPACE_END
