@@ -284,7 +284,7 @@ def test_reset_parameters_after_meta_initialisation(make: Callable[[], nn.Module
     for parameter in bank.parameters():
         nn.init.constant_(parameter, 1e30)
     for module in bank.modules():
-        module.reset_parameters()  # type: ignore[operator]
+        module.reset_parameters()  # type: ignore[operator]  # every module here has one
     like = make()
     for (name, got), want in zip(bank.named_parameters(), like.parameters(), strict=True):
         if name in ("omega_0", "omega", "delta_param"):
@@ -293,5 +293,5 @@ def test_reset_parameters_after_meta_initialisation(make: Callable[[], nn.Module
         assert got.requires_grad
     for module in (bank, *bank.children()):
         state = {k: v.clone() for k, v in module.state_dict().items()}
-        module.reset_parameters()  # type: ignore[operator]
+        module.reset_parameters()  # type: ignore[operator]  # every module here has one
         assert {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in state.items()}

@@ -107,7 +107,7 @@ def _functorch_derivative() -> bool:
 
 # torch.compile cannot trace the stack of levels: it calls the function while it traces, and keeps the answer (it guards
 # the stack itself). What torch.compiler.assume_constant_result does, which would import the compiler.
-setattr(_functorch_derivative, "_dynamo_marked_constant", True)  # noqa: B010
+setattr(_functorch_derivative, "_dynamo_marked_constant", True)  # noqa: B010  # a function has no such attribute
 
 
 def _has_tangent(arguments: tuple[object, ...]) -> bool:
@@ -171,7 +171,7 @@ def as_number(op: str, name: str, value: Any, wanted: str = "a number") -> float
             value = float(value)
     if not -math.inf < value < math.inf:  # math.isfinite cannot be traced with a symbolic number
         raise ValueError(f"{op}: {name} must be finite, got {value}")
-    return value  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]  # a number by now, Python's or symbolic
 
 
 def number_tensor(value: float, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -254,7 +254,7 @@ def evaluate(params: Tensor, low: Any, high: Any) -> tuple[Tensor, Tensor, Tenso
         result = _Transformed.apply(params, low, high)  # type: ignore[no-untyped-call]  # torch has no stub
     else:
         result = _registered(params, *_clamp_tensors(low, high))
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # torch has no stub for apply
 
 
 def adjoint(params: Tensor, low: Any, high: Any, gk: Tensor, gu: Tensor, gd: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def adjoint(params: Tensor, low: Any, high: Any, gk: Tensor, gu: Tensor, gd: Ten
         gradient = _TransformedBackward.apply(params, low, high, gk, gu, gd)  # type: ignore[no-untyped-call]  # no stub
     else:
         gradient = _registered_backward(params, *_clamp_tensors(low, high), gk, gu, gd)
-    return gradient  # type: ignore[no-any-return]
+    return gradient  # type: ignore[no-any-return]  # torch has no stub for apply
 
 
 def _clamp_tensors(low: Any, high: Any) -> tuple[Tensor, ...]:
@@ -325,7 +325,7 @@ def _check_params(params: Any) -> None:
 
 def _bound(value: Any) -> float:
     if isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        return value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]  # symbolic numbers stand for Python's
     if not isinstance(value, numbers.Real):
         raise TypeError(f"{OP}: clamp must be two numbers, got {type(value).__name__}")
     return float(value)

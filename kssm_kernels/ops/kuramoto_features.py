@@ -308,7 +308,7 @@ def evaluate(*args: Any) -> tuple[Tensor, ...]:
         result = _Transformed.apply(*args)  # type: ignore[no-untyped-call]  # torch has no stub
     else:
         result = _registered(*args)
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # torch has no stub for apply
 
 
 def adjoint(*args: Any) -> tuple[Tensor, ...]:
@@ -323,7 +323,7 @@ def adjoint(*args: Any) -> tuple[Tensor, ...]:
         result = _TransformedBackward.apply(*args)  # type: ignore[no-untyped-call]  # torch has no stub
     else:
         result = _registered_backward(*args)
-    return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]  # torch has no stub for apply
 
 
 # ---- the public op ----
