@@ -75,7 +75,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "bash .ci/run": Part((), "is what runs this"),
         f'pip install -e ".[{EDITABLE}]"': Run(
             (
-                'KSSM_REQUIRE_EXTENSION=0 CXX=/nonexistent KSSM_CUDA=0 python -m pip install -q -e ".[train]"',
+                'KSSM_REQUIRE_EXTENSION=0 KSSM_REQUIRE_CUDA=0 CXX=/nonexistent KSSM_CUDA=0 python -m pip install -q -e ".[train]"',
                 'cd / && python -c "import kssm, kssm_kernels as k; print(k.build_info(), k.__file__)"',
             ),
             "",
@@ -111,7 +111,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         ),
         "python setup.py build_ext --inplace": Run(
             (
-                "KSSM_CUDA=0 KSSM_REQUIRE_EXTENSION=1 python setup.py build_ext --inplace",
+                "KSSM_CUDA=0 KSSM_REQUIRE_CUDA=0 KSSM_REQUIRE_EXTENSION=1 python setup.py build_ext --inplace",
                 'python -c "from kssm_kernels.backends import cpu_extension; print(cpu_extension.__file__)"',
             ),
             "",
