@@ -75,7 +75,8 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "bash .ci/run": Part((), "is what runs this"),
         f'pip install -e ".[{EDITABLE}]"': Run(
             (
-                'KSSM_REQUIRE_EXTENSION=0 KSSM_REQUIRE_CUDA=0 CXX=/nonexistent KSSM_CUDA=0 python -m pip install -q -e ".[train]"',
+                "KSSM_REQUIRE_EXTENSION=0 KSSM_REQUIRE_CUDA=0 CXX=/nonexistent KSSM_CUDA=0 "
+                'python -m pip install -q -e ".[train]"',
                 'cd / && python -c "import kssm, kssm_kernels as k; print(k.build_info(), k.__file__)"',
             ),
             "",
