@@ -197,7 +197,7 @@ def test_ctrl_c_ends_a_long_call(name: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("after"), done.stderr
-    assert float(done.stdout.split()[1]) < 2.0
+    assert float(done.stdout.split()[1]) < 20.0  # seconds on a machine that may be busy; the call would take hours
     assert "[0.0, 0.0, 0.0]" in done.stdout  # the next call works
 
 
