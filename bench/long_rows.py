@@ -8,8 +8,6 @@ faults of a call: memory mapped anew in every call shows there. ``--draw`` draws
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import resource
 import textwrap
@@ -21,7 +19,8 @@ from torch import Tensor
 
 from bench import baselines
 from bench.compare import check_op, forward_backward
-from bench.interleave import DOCS, SMOKE, Call, environment, interleave
+from bench.interleave import DOCS, SMOKE, Call, interleave
+from bench.plotted import measure_and_draw
 from kssm_kernels import kuramoto_update
 
 STEPS, COUPLING, DT = 10, 1.5, 0.1
@@ -91,24 +90,5 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
     figure.savefig(DOCS / "long_rows.svg", metadata={"Date": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draw", action="store_true", help="draw docs/long_rows.csv again, measure nothing")
-    table = DOCS / "long_rows.csv"
-    DOCS.mkdir(exist_ok=True)
-    if not parser.parse_args().draw:
-        facts = environment()
-        caption = "; ".join(facts[k] for k in ("processor", "kssm_kernels", "torch", "date"))
-        with table.open("w", newline="") as out:
-            out.write(f"# {caption}\n")
-            writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            for row in measure():
-                writer.writerow(row)
-                print(*row.values(), flush=True)
-    first, *lines = table.read_text().splitlines()
-    draw(list(csv.DictReader(lines)), first.removeprefix("# "))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_draw("long_rows", __doc__, COLUMNS, measure, draw)

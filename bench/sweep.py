@@ -9,8 +9,6 @@ table has the medians too. ``--draw`` draws again from docs/sweep.csv.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +18,8 @@ import torch
 
 from bench.baselines import order_parameters as formula
 from bench.compare import check_op, forward_backward
-from bench.interleave import DOCS, SMOKE, THREADS, Turns, environment, take_turns
+from bench.interleave import DOCS, SMOKE, THREADS, Turns, take_turns
+from bench.plotted import measure_and_draw
 from kssm_kernels import order_parameters
 
 ROWS, OSCILLATORS, HARMONICS = (64, 64, 8) if SMOKE else (4096, 192, 32)
@@ -112,24 +111,5 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
     figure.savefig(DOCS / "sweep.svg", metadata={"Date": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draw", action="store_true", help="draw docs/sweep.csv again, measure nothing")
-    table = DOCS / "sweep.csv"
-    DOCS.mkdir(exist_ok=True)
-    if not parser.parse_args().draw:
-        facts = environment()
-        caption = "; ".join(facts[k] for k in ("processor", "kssm_kernels", "torch", "date"))
-        with table.open("w", newline="") as out:
-            out.write(f"# {caption}\n")
-            writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            for row in measure():
-                writer.writerow(row)
-                print(*row.values(), flush=True)
-    first, *lines = table.read_text().splitlines()
-    draw(list(csv.DictReader(lines)), first.removeprefix("# "))
-
-
 if __name__ == "__main__":
-    main()
+    measure_and_draw("sweep", __doc__, COLUMNS, measure, draw)

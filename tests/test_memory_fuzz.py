@@ -20,6 +20,7 @@ from torch import Tensor
 import kssm_kernels
 from kssm_kernels import bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
 from tests import gpu
+from tests.layouts import wide
 
 EXAMPLES = int(os.environ.get("KSSM_FUZZ_EXAMPLES", "100"))
 KERNELS = [name for name in gpu.backends_of("cpu") if name != "torch"]
@@ -29,15 +30,6 @@ OPS: Any = torch.ops.kssm_kernels
 
 
 # ---- what becomes of a tensor ----
-
-
-def _wide(t: Tensor) -> Tensor:
-    """Every second element of something larger."""
-    if not t.dim():
-        return t.clone()
-    memory = torch.full((*t.shape[:-1], 2 * t.shape[-1]), 0.5).to(t.dtype)
-    memory[..., ::2] = t
-    return memory[..., ::2]
 
 
 def _apart(t: Tensor) -> Tensor:
@@ -69,14 +61,14 @@ def _transposed(t: Tensor) -> Tensor:
 CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "nothing": lambda t: t,
     "apart": _apart,
-    "wide": _wide,
+    "wide": wide,
     "transposed": _transposed,
-    "transposed and wide": lambda t: _wide(_transposed(t)),
+    "transposed and wide": lambda t: wide(_transposed(t)),
     "overlapping": _overlapping,
     "expanded": lambda t: t.new_full((), 0.5).expand(t.shape),
     "one row for all": lambda t: t[:1].expand(t.shape) if t.dim() and t.shape[0] else t.clone(),
     "negative bit": lambda t: torch._neg_view(-t),
-    "negative bit, wide": lambda t: torch._neg_view(-_wide(t)),
+    "negative bit, wide": lambda t: torch._neg_view(-wide(t)),
     "zeros without memory": lambda t: torch._efficientzerotensor(t.shape, dtype=t.dtype),
     "transposed shape": lambda t: t.transpose(0, -1).clone() if t.dim() else t.reshape(1),
     "flat": lambda t: t.reshape(-1).clone(),

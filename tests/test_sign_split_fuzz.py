@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from kssm_kernels.optim import SignSplitEMA
+from tests.layouts import wide
 from tests.sign_split import IMPLEMENTATIONS, MODES, running
 
 EXAMPLES = int(os.environ.get("KSSM_FUZZ_EXAMPLES", "100"))
@@ -28,15 +29,6 @@ SHAPES = ((), (0,), (1,), (5,), (3, 7), (7, 3), (21,), (2, 0), (300,), (16, 17),
 STATES = (
     "positive", "negative", "positive_scale", "negative_scale", "temperature", "compensation", "cryo", "rms", "step",
 )  # fmt: skip
-
-
-def _wide(t: Tensor) -> Tensor:
-    """Every second element of something larger."""
-    if not t.dim():
-        return t.clone()
-    memory = torch.full((*t.shape[:-1], 2 * t.shape[-1]), 0.5).to(t.dtype)
-    memory[..., ::2] = t
-    return memory[..., ::2]
 
 
 def _resized(t: Tensor) -> Tensor:
@@ -55,7 +47,7 @@ def _apart(t: Tensor) -> Tensor:
 CHANGES: dict[str, Callable[[Tensor], Any]] = {
     "clone": lambda t: t.clone(),
     "apart": _apart,
-    "wide": _wide,
+    "wide": wide,
     "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() else t.clone(),
     "negative bit": lambda t: torch._neg_view(-t) if t.dtype != torch.uint8 else t.clone(),
     "parameter": lambda t: nn.Parameter(t.clone(), requires_grad=False),

@@ -80,7 +80,7 @@ def _update(make: Callable[[int], Update], n: int, backward: bool, shared: bool 
         )
         g_phases = torch.ones(rows, n, dtype=dtype) if u.return_phases else None
         needed = (True, *(isinstance(v, Tensor) for v in u[:4]))
-        _update_gpu.backward(k, order, theta, u, features, g_features, g_phases, needed)
+        _update_gpu.backward(k, order, theta, u, lead, features, g_features, g_phases, needed)
 
     return call
 

@@ -64,7 +64,8 @@ struct Marks {
 template <class T> class LongAdjoint {
  public:
   LongAdjoint(const KuramotoCall& call, int threads, const KuramotoSaved& saved, const GradientTarget* targets, bool& ok)
-      : call_(call), saved_(saved), targets_(targets), threads_(threads), n_(call.n), marks_(call.steps, call.n * static_cast<int64_t>(sizeof(T))),
+      : call_(call), saved_(saved), targets_(targets), n_(call.n),
+        marks_(call.steps, call.n * static_cast<int64_t>(sizeof(T))),
         row_(call, threads, ok), in_two_(row_.keeping().in_two),
         whole_(whole_vectors<T>(code_of<T>(), 1, call.n)), slots_(marks_.slots, call.n, ok),
         first_(starts_in_place() ? 1 : call.n, ok), moved_(in_two_ ? call.n : 1, ok),
@@ -230,7 +231,6 @@ template <class T> class LongAdjoint {
   const KuramotoCall& call_;
   const KuramotoSaved& saved_;
   const GradientTarget* const targets_;
-  const int threads_;
   const int64_t n_;
   const Marks marks_;
   LongRow<T> row_;

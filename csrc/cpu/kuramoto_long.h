@@ -69,8 +69,10 @@ template <class T> class LongRow {
         const RowOperands<T> operands(call_, row_);
         Sums own = sums;  // a copy, in registers
         int64_t j = block;
-        for (; j + 2 * W < block_end; j += 3 * W) whole_step<NEXT, 3>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
-        for (; j < block_end; j += W) whole_step<NEXT, 1>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
+        for (; j + 2 * W < block_end; j += 3 * W)
+          whole_step<NEXT, 3>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
+        for (; j < block_end; j += W)
+          whole_step<NEXT, 1>(operands, from, moved, z, xi, block, j, folds, to, phases, own);
         sums = own;
       }
       if (NEXT) put_sums(block, sums);
@@ -93,7 +95,6 @@ template <class T> class LongRow {
       alignas(64) float xi[kBlock + 127];
       const bool noise = totals.columns[kNoise] || totals.summed[kNoise];
       if (noise) fill_normals(row_, step, call_.seed, block, block_end - block, xi);
-      Sums sums;
       Vec<T> scalars[kOperands] = {};
       const Vec<T> mean_cos = splat<Vec<T>>(z.cos), mean_sin = splat<Vec<T>>(z.sin);
       const RowOperands<T> operands(call_, row_);
@@ -144,8 +145,7 @@ template <class T> class LongRow {
           for (int p = 0; p < count; ++p) share(j + p * W, x[p], c[p], s[p], gj[p], own);
         }
       }
-      sums = own;
-      put_sums(block, sums);
+      put_sums(block, own);
       for (int k = kCoupling; k < kOperands; ++k)
         if (totals.summed[k]) partial_[block / kBlock * kSums + 1 + k] += static_cast<double>(lane_sum<T>(scalars[k]));
     });
@@ -277,6 +277,7 @@ template <class T> class LongRow {
       sum_sin = sum_sin + s[p];
     }
   }
+
   // Cosines and sines of x on entry, of y on return: by the addition theorem where the two are near.
   template <int P>
   KSSM_FN static void turn(const Vec<T> (&x)[P], const Vec<T> (&y)[P], Vec<T> (&c)[P], Vec<T> (&s)[P]) {

@@ -17,7 +17,6 @@ from kssm_kernels.ops._update import (
     Update,
     is_plain,
     is_shared,
-    leading_shape,
     operand_rows,
     seed_value,
     theta_rows,
@@ -80,13 +79,13 @@ def forward(theta: Tensor, u: Update, lead: torch.Size) -> tuple[Tensor | None, 
 def backward(
     theta: Tensor,
     u: Update,
+    lead: torch.Size,
     features: Tensor | None,
     phases: Tensor | None,
     g_features: Tensor | None,
     g_phases: Tensor | None,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    lead = leading_shape(theta, u[:OPERANDS])
     keep: list[Tensor] = []
     call = call_arguments(theta, u, lead, keep)
     rows = call[0]

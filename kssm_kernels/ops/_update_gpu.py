@@ -21,7 +21,6 @@ from kssm_kernels.ops._update import (
     Operand,
     Update,
     is_shared,
-    leading_shape,
     operand_rows,
     seed_value,
     steps_together,
@@ -206,6 +205,7 @@ def backward(
     order_parameters: ModuleType,
     theta: Tensor,
     u: Update,
+    lead: torch.Size,
     features: Tensor | None,
     g_features: Tensor | None,
     g_phases: Tensor | None,
@@ -213,7 +213,6 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of theta and the operands; what the kernels sum over rows or columns is already summed."""
     k: Kernels = kernels
-    lead = leading_shape(theta, u[:OPERANDS])
     call = _call(theta, u, lead)
     operands = (theta, *u[:OPERANDS])
     sources = [s if need and isinstance(s, Tensor) else None for s, need in zip(operands, needed, strict=True)]

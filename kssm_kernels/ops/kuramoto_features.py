@@ -78,12 +78,14 @@ def _backward(
     if g_phases is not None:
         g_phases = whole("the phases' gradient", g_phases, (*lead, theta.shape[-1]), theta)
     if backend == "cpu":
-        results = _update_cpu.backward(theta, u, features, phases, g_features, g_phases, needed)
+        results = _update_cpu.backward(theta, u, lead, features, phases, g_features, g_phases, needed)
     elif backend == "torch":
         results = _update_torch.backward(theta, u, g_features, g_phases, needed)
     else:
         kernels, order_parameters = backends.kernels(backend, "kuramoto", "order_parameters")
-        results = _update_gpu.backward(kernels, order_parameters, theta, u, features, g_features, g_phases, needed)
+        results = _update_gpu.backward(
+            kernels, order_parameters, theta, u, lead, features, g_features, g_phases, needed
+        )
     for i, (result, source) in enumerate(zip(results, (theta, *u[:OPERANDS]), strict=True)):
         if result is None or not isinstance(source, Tensor):
             continue
