@@ -7,10 +7,9 @@ Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramoto
 from kssm_kernels._version import __version__
 from kssm_kernels.backends import available_backends, build_info, explain, use_backend
 from kssm_kernels.nn import FusedKuramoto, FusedKuramotoV1, FusedKuramotoV2
+from kssm_kernels.noise import philox_normal
 from kssm_kernels.ops.bistable_coupling import bistable_coupling
-from kssm_kernels.ops.kuramoto_features import kuramoto_features
-from kssm_kernels.ops.kuramoto_update import kuramoto_update
-from kssm_kernels.ops.noise import philox_normal
+from kssm_kernels.ops.kuramoto import kuramoto_features, kuramoto_update
 from kssm_kernels.ops.order_parameters import order_parameters
 
 __all__ = [

@@ -6,8 +6,8 @@ fixture ``backend`` then runs on them too. Done here, where a data loader's work
 
 import os
 
-from kssm_kernels import triton
-from kssm_kernels.cuda import library
+from kssm_kernels.backends import cuda as library
+from kssm_kernels.backends import triton
 from tests.cuda_on_host.build import build
 from tests.triton_interpreter import round_to_bfloat16
 

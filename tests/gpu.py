@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import kssm_kernels
-from kssm_kernels import triton
-from kssm_kernels.cuda import library
+from kssm_kernels.backends import cuda as library
+from kssm_kernels.backends import triton
 
 
 def backends_of(device: str) -> tuple[str, ...]:

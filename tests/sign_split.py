@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import kssm_kernels
-from kssm_kernels import triton
-from kssm_kernels.cuda import library
+from kssm_kernels.backends import cuda as library
+from kssm_kernels.backends import triton
 from kssm_kernels.optim import SignSplitEMA
 
 # name -> (backend, arguments); "triton" only under TRITON_INTERPRET=1, "cuda" under KSSM_CUDA_ON_HOST=1

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 
 from kssm_kernels.optim import SignSplitEMA
-from kssm_kernels.optim._tensors import distributed_tensors, is_dtensor
+from kssm_kernels.optim.sign_split._tensors import distributed_tensors, is_dtensor
 
 STEPS, WORLD = 3, 2
 OPTIONS: dict[str, dict[str, Any]] = {

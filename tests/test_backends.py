@@ -29,7 +29,9 @@ def usable(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """A dict that says which GPU backends can run; both can until a test says otherwise."""
     state = {"cuda": True, "triton": True}
     for name in state:
-        monkeypatch.setitem(backends._STATUS, name, lambda name=name: (state[name], f"{name} as the test has it"))
+        monkeypatch.setattr(
+            backends.LOADERS[name], "status", lambda name=name: (state[name], f"{name} as the test has it")
+        )
     monkeypatch.setattr(backends.cuda, "on_host", lambda: False)
     monkeypatch.setattr(backends.triton, "interpreting", lambda: False)
     monkeypatch.setattr(backends, "_automatic", {})
@@ -122,7 +124,7 @@ def test_the_environment_variable() -> None:
 
 def test_importing_the_package_imports_no_triton_and_opens_no_cuda_library() -> None:
     code = (
-        "import sys, kssm_kernels; from kssm_kernels.cuda import library;"
+        "import sys, kssm_kernels; from kssm_kernels.backends import cuda as library;"
         "print('triton' in sys.modules, library._opened is None)"
     )
     assert in_process(code).stdout.split() == ["False", "True"]

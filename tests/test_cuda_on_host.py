@@ -18,8 +18,8 @@ from torch import Tensor
 
 import kssm_kernels
 from kssm_kernels import bistable_coupling, kuramoto_features, kuramoto_update, order_parameters, use_backend
-from kssm_kernels.cuda import library
-from kssm_kernels.ops import _update_gpu
+from kssm_kernels.backends import cuda as library
+from kssm_kernels.ops.kuramoto import _gpu
 from tests.cuda_on_host.build import CSRC, HERE, build, compiler
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
@@ -169,7 +169,7 @@ def test_a_row_does_not_depend_on_the_others(kernels: ctypes.CDLL, n: int) -> No
 def test_sums_over_rows_in_runs(
     kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, at_work: int, steps: int
 ) -> None:
-    monkeypatch.setattr(_update_gpu, "AT_WORK", at_work)
+    monkeypatch.setattr(_gpu, "AT_WORK", at_work)
     theta = draw(8, 61, dtype=torch.float64)
     with use_backend("torch"):
         wanted = update(theta, steps)

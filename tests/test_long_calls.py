@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kssm_kernels import kuramoto_features, kuramoto_update, order_parameters
-from kssm_kernels.ops import _update
+from kssm_kernels.ops.kuramoto import _update
 from tests import naive
 from tests.cases import threads
 

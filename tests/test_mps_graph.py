@@ -24,7 +24,7 @@ from kssm_kernels import (
     order_parameters,
     philox_normal,
 )
-from kssm_kernels.ops import _door
+from kssm_kernels.ops import _entry
 from tests.mps import FORBIDDEN_DTYPES, MPS, OnMPS, Trace, faults, kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,8 +36,8 @@ def trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
 
     A dispatch mode or a subclass of Tensor would be sent through the registered one, of which a mode sees the outside.
     """
-    monkeypatch.setattr(_door, "_dispatch_modes", lambda: 0)
-    monkeypatch.setattr(_door, "_PLAIN", _door._PLAIN | {OnMPS})
+    monkeypatch.setattr(_entry, "_dispatch_modes", lambda: 0)
+    monkeypatch.setattr(_entry, "_PLAIN", _entry._PLAIN | {OnMPS})
     with Trace() as running:
         yield running
 

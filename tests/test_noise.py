@@ -12,7 +12,7 @@ from torch import Tensor
 
 import kssm_kernels
 from kssm_kernels import kuramoto_features, kuramoto_update, philox_normal
-from kssm_kernels.ops.noise import philox_4x32
+from kssm_kernels.noise import philox_4x32
 from tests.cases import DOORS, through
 
 # Random123's known answers for philox4x32 with 10 rounds: counter, key, result

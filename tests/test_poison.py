@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import kssm_kernels
-from kssm_kernels import backends
-from kssm_kernels.ops import order_parameters as order_parameters_file
+from kssm_kernels.backends import cpu
+from kssm_kernels.ops.order_parameters import _torch as order_parameters_file
 from tests.cases import Case, arguments, by_package, evaluate
 from tests.tolerance import check
 
@@ -63,7 +63,7 @@ def test_a_compiled_kernel_that_writes_nothing_gives_nan_everywhere(
 
     names = ("order_parameters", "kuramoto", "bistable_coupling")
     stub = SimpleNamespace(**{f"{n}_{way}": nothing for n in names for way in ("forward", "backward")})
-    monkeypatch.setattr(backends, "cpu_extension", stub)
+    monkeypatch.setattr(cpu, "extension", stub)
     with kssm_kernels.use_backend("cpu"):
         for name, value in evaluate(by_package, case, arguments(case, dtype), dtype).items():
             assert value.isnan().all(), name

@@ -10,7 +10,7 @@ from torch import nn
 
 import kssm_kernels
 from kssm_kernels.optim import SignSplitEMA
-from kssm_kernels.optim import _rounding as rounding
+from kssm_kernels.optim.sign_split import _rounding as rounding
 from tests.cases import threads
 from tests.sign_split import IMPLEMENTATIONS, MODES, assert_same, everything, run, running
 

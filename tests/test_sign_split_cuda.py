@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kssm_kernels.cuda import sign_split
-from kssm_kernels.optim import SignSplitEMA, _reference
-from kssm_kernels.optim._hyper import MODES, Hyper, hyper_of
-from kssm_kernels.optim._table import Table
-from kssm_kernels.optim._tensors import Tensors
+from kssm_kernels.optim import SignSplitEMA
+from kssm_kernels.optim.sign_split import _cuda as sign_split
+from kssm_kernels.optim.sign_split import _torch as reference
+from kssm_kernels.optim.sign_split._hyper import MODES, Hyper, hyper_of
+from kssm_kernels.optim.sign_split._table import Table
+from kssm_kernels.optim.sign_split._tensors import Tensors
 from tests.cuda_on_host.build import build, compiler
 from tests.sign_split import assert_same, everything, run, running
 from tests.test_cuda_on_host import ORDERS, on
@@ -159,7 +160,7 @@ def test_any_dtypes_together(
 
     mine, theirs = tensors(), tensors()
     sign_split.step(Table.of([mine]), hyper)
-    _reference.single_tensor([theirs], hyper)
+    reference.single_tensor([theirs], hyper)
     for x, y in zip(mine[:4], theirs[:4], strict=True):
         assert torch.equal(x, y)
 

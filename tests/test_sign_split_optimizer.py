@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from kssm_kernels.optim import SignSplitEMA, _table
+from kssm_kernels.optim import SignSplitEMA
+from kssm_kernels.optim.sign_split import _table
 from tests.sign_split import IMPLEMENTATIONS, MODES, SHAPES, assert_same, gradient, run, running
 
 ALL: Any = SignSplitEMA  # without its types: the point is to break them

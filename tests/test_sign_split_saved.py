@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kssm_kernels.optim import FreezeController, SignSplitEMA, sign_split_ema
+from kssm_kernels.optim import FreezeController, SignSplitEMA, sign_split
 from tests.sign_split import EVERYTHING, IMPLEMENTATIONS, WEIGHT, WRONG_STATES, assert_same, made, running
 
 implementations = pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -239,7 +239,7 @@ def test_a_torch_whose_increment_version_takes_a_tensor_only(
         bumped.append(t)
 
     monkeypatch.setattr(torch.autograd.graph, "increment_version", one_tensor)
-    assert not sign_split_ema._takes_lists()
-    monkeypatch.setattr(sign_split_ema, "_TAKES_LISTS", False)
+    assert not sign_split._takes_lists()
+    monkeypatch.setattr(sign_split, "_TAKES_LISTS", False)
     p, _ = made((3,))
     assert bumped[0] is p

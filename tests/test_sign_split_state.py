@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from kssm_kernels.optim import SignSplitEMA, _table, _tensors
+from kssm_kernels.optim import SignSplitEMA
+from kssm_kernels.optim.sign_split import _table, _tensors
 from tests.sign_split import EVERYTHING, IMPLEMENTATIONS, WEIGHT, WRONG_STATES, assert_same, made, running
 
 implementations = pytest.mark.parametrize("name", IMPLEMENTATIONS)

@@ -12,15 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kssm_kernels import backends, triton
+from kssm_kernels import backends
+from kssm_kernels.backends import triton
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
 
-from kssm_kernels.optim import SignSplitEMA, _reference
-from kssm_kernels.optim._hyper import MODES, hyper_of
-from kssm_kernels.optim._table import Table
-from kssm_kernels.optim._tensors import Tensors
-from kssm_kernels.triton import sign_split
+from kssm_kernels.optim import SignSplitEMA
+from kssm_kernels.optim.sign_split import _torch as reference
+from kssm_kernels.optim.sign_split import _triton as sign_split
+from kssm_kernels.optim.sign_split._hyper import MODES, hyper_of
+from kssm_kernels.optim.sign_split._table import Table
+from kssm_kernels.optim.sign_split._tensors import Tensors
 from tests.sign_split import assert_same, gradient, run
 from tests.test_sign_split_conformance import OPTIONS
 
@@ -77,7 +79,7 @@ def test_any_dtypes_and_alignments(
     hyper = hyper_of(SignSplitEMA([nn.Parameter(torch.ones(1))], mode="normalized").param_groups[0], None, None)
     mine, theirs = (_tensors(1100, offset, (dtype, of_gradient, of_state, of_state)) for _ in range(2))
     sign_split.step(Table.of([mine]), hyper)
-    _reference.single_tensor([theirs], hyper)
+    reference.single_tensor([theirs], hyper)
     for x, y in zip(mine[:4], theirs[:4], strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from kssm_kernels import backends, triton
+from kssm_kernels import backends
+from kssm_kernels.backends import triton
 from tests.cases import CASES, Case, arguments, by_package, evaluate
 from tests.tolerance import inside
 

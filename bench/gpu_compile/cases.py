@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kssm_kernels.ops import _update_gpu
-from kssm_kernels.ops._update import Update
+from kssm_kernels.ops.kuramoto import _gpu
+from kssm_kernels.ops.kuramoto._update import Update
 from kssm_kernels.optim import SignSplitEMA
-from kssm_kernels.optim._hyper import hyper_of
-from kssm_kernels.optim._table import Table
-from kssm_kernels.optim._tensors import Tensors
+from kssm_kernels.optim.sign_split._hyper import hyper_of
+from kssm_kernels.optim.sign_split._table import Table
+from kssm_kernels.optim.sign_split._tensors import Tensors
 
 N, HARMONICS = 192, 32
 
 
 @dataclass(frozen=True)
 class Case:
-    """``call(kernels, rows, dtype)`` launches; ``kernels(name)`` is a GPU backend's module of that name.
+    """``call(kernels, rows, dtype)`` launches; ``kernels(op)`` is a GPU backend's module of the op.
 
     ``least(rows, size)``: bytes of the arrays it must read and write once, for elements of ``size`` bytes.
     ``operations``: float32 and integer operations per oscillator by the formulas, for the bound.
@@ -70,17 +70,16 @@ def _update(make: Callable[[int], Update], n: int, backward: bool, shared: bool 
     def call(kernels: Callable[[str], Any], rows: int, dtype: torch.dtype) -> None:
         theta, u = _theta(1 if shared else rows, n, dtype), make(rows)
         theta = theta[0] if shared else theta
-        k, order = kernels("kuramoto"), kernels("order_parameters")
-        lead = torch.Size([rows])
+        module, batch_shape = kernels("kuramoto_update"), torch.Size([rows])
         if not backward:
-            _update_gpu.forward(k, order, theta, u, lead)
+            module.forward(theta, u, batch_shape)
             return
         features, g_features = (
             torch.full((rows, 3 * u.harmonics), 0.5, dtype=dtype) if u.harmonics else None for _ in range(2)
         )
         g_phases = torch.ones(rows, n, dtype=dtype) if u.return_phases else None
         needed = (True, *(isinstance(v, Tensor) for v in u[:4]))
-        _update_gpu.backward(k, order, theta, u, lead, features, g_features, g_phases, needed)
+        module.backward(theta, u, batch_shape, features, None, g_features, g_phases, needed)
 
     return call
 
@@ -112,7 +111,7 @@ def _sign_split(kernels: Callable[[str], Any], rows: int, dtype: torch.dtype) ->
     p, g = torch.ones(n, dtype=dtype), torch.ones(n, dtype=dtype)
     absent: tuple[None, ...] = (None,) * 7
     tensors = Tensors(p, g, torch.ones(n), torch.ones(n), *absent, 1, 0)
-    kernels("sign_split").step(Table.of([tensors]), hyper_of(SignSplitEMA([p]).param_groups[0], None, None))
+    kernels("sign_split_ema").step(Table.of([tensors]), hyper_of(SignSplitEMA([p]).param_groups[0], None, None))
 
 
 ROWS, LONG, ELEMENTS = 4096, 100_000, 256
@@ -168,7 +167,7 @@ CASES = [
     # out: the shared phases' gradient of each run of rows, and two numbers per row
     Case(
         "kuramoto_features of the v3 bank, backward", ("kuramoto_backward",), ROWS, N, _update(_bank, N, True, True),
-        lambda rows, size: rows * ((N + 2 * F) * size + 4 * 4) + min(rows, _update_gpu.AT_WORK // N) * (N + 1) * 4,
+        lambda rows, size: rows * ((N + 2 * F) * size + 4 * 4) + min(rows, _gpu.AT_WORK // N) * (N + 1) * 4,
         3 * SINCOS + STEP + STEP_BACKWARD + 2 * NORMAL + START + GROUP_BACKWARD * _groups(HARMONICS),
     ),
     Case(

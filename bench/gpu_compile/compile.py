@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.gpu_compile import listing
 from bench.gpu_compile.cases import CASES, MANY_STEPS
 from bench.gpu_compile.listing import Code
+from kssm_kernels.backends import OPS
 
 ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = (80, 90, 100), ("gfx942",)
@@ -30,28 +31,30 @@ Launch = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # name, kernel, argum
 @contextmanager
 def recorded(lanes: int) -> Iterator[list[Launch]]:
     """Triton launches within, as on a device with so many lanes: noted down in place of being run."""
-    from kssm_kernels.triton import _launch  # imports Triton; pytest collects this file without it too
+    # these import Triton; pytest collects this file without it too
+    from kssm_kernels.ops.kuramoto import _triton as kuramoto
+    from kssm_kernels.ops.kuramoto import _triton_long
+    from kssm_kernels.triton_math import launch as launching
 
-    names = ("order_parameters", "kuramoto", "kuramoto_long", "bistable_coupling", "sign_split")
-    modules: list[Any] = [importlib.import_module(f"kssm_kernels.triton.{name}") for name in names]
+    modules: list[Any] = [*dict.fromkeys(map(_module, OPS)), _triton_long]
     found: list[Launch] = []
 
     def record(kernel: Any, grid: Any, on: Tensor, *args: Any, **meta: Any) -> None:
         if hasattr(kernel, "configs"):  # autotuned: the first choice stands for all
             first = kernel.configs[0]
             kernel, meta = kernel.fn, {**meta, **first.kwargs, "num_warps": first.num_warps}
-        owner = kernel.fn.__module__.rsplit(".", 1)[1].removesuffix("_long")
+        owner = kernel.fn.__module__.split(".")[-2]  # the op's folder
         found.append((f"{owner}{kernel.fn.__name__.removesuffix('_kernel')}", kernel, args, meta))
 
     before = [(module, module.launch) for module in modules]
-    asked, kuramoto = _launch.lanes, modules[1]
+    asked = launching.lanes
     try:
         for module in modules:
             module.launch = record
-        _launch.lanes = kuramoto.lanes = lambda: lanes
+        launching.lanes = kuramoto.lanes = lambda: lanes
         yield found
     finally:
-        _launch.lanes = kuramoto.lanes = asked
+        launching.lanes = kuramoto.lanes = asked
         for module, launch in before:
             module.launch = launch
 
@@ -84,8 +87,8 @@ def source_of(kernel: Any, args: tuple[Any, ...], meta: dict[str, Any]) -> tuple
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes), options, key
 
 
-def _module(name: str) -> Any:
-    return importlib.import_module(f"kssm_kernels.triton.{name}")
+def _module(op: str) -> Any:
+    return importlib.import_module(f"kssm_kernels.{OPS[op]}._triton")
 
 
 def _triton_kernels(lanes: int) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -109,12 +112,12 @@ def triton_codes() -> list[Code]:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from kssm_kernels.triton import _launch
+    from kssm_kernels.triton_math import launch as launching
 
     found: list[Code] = []
     for label, source, options in _triton_kernels(32):
         for arch in NVIDIA:
-            wanted = {**options, "maxnreg": _launch.REGISTERS}
+            wanted = {**options, "maxnreg": launching.REGISTERS}
             compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=wanted)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
                 Path(file.name).write_bytes(compiled.asm["cubin"])

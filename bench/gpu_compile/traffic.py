@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from bench.gpu_compile.cases import CASES, Case
-from kssm_kernels.cuda import library
+from kssm_kernels import backends
+from kssm_kernels.backends import cuda as library
 from tests.cuda_on_host.build import build
 
 ROWS = 8  # per row, bytes do not depend on the number of rows
@@ -74,8 +75,8 @@ def _in_cuda() -> Callable[[], int]:
     return read
 
 
-def _module(backend: str, name: str) -> Any:
-    return importlib.import_module(f"kssm_kernels.{backend}.{name}")
+def _module(backend: str, op: str) -> Any:
+    return importlib.import_module(f"kssm_kernels.{backends.OPS[op]}._{backend}")
 
 
 def rows_of(case: Case) -> int:

@@ -29,6 +29,16 @@ def strided(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def rows_of(tensor: Tensor) -> tuple[Tensor, int, int, int]:
+    """[..., N] as a matrix, copied only if it must be: (owner of the memory, rows, row stride, column stride)."""
+    n = tensor.shape[-1]
+    if tensor.is_contiguous():
+        return tensor, tensor.numel() // n, n, 1
+    flat = tensor.reshape(-1, n)
+    row_stride, column_stride = flat.stride()
+    return flat, flat.shape[0], row_stride, column_stride
+
+
 def on_one_device(*tensors: Tensor | None) -> None:
     """For the shapes of a call: torch asks for them, too, where one tensor is on the meta device and others are not."""
     devices = {str(t.device) for t in tensors if t is not None}

@@ -28,8 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kssm_kernels.optim import _rounding, _tensors
-from kssm_kernels.optim.sign_split_ema import SignSplitEMA
+from kssm_kernels.optim.sign_split import SignSplitEMA, _rounding, _tensors
 
 NAME = "FreezeController"
 KEY = "freeze"  # in the optimizer's state_dict

@@ -1,0 +1,210 @@
+"""Which backend runs a call, and why.
+
+The order is: an explicit :func:`use_backend`, then the environment variable ``KSSM_BACKEND``, then the default of the
+tensor's device. An explicit request that cannot be served raises; it never falls through to another.
+
+    cuda     CUDA C++ kernels, a library of their own (csrc/cuda): NVIDIA devices
+    triton   Triton kernels: NVIDIA, AMD (ROCm) and Intel (XPU) devices; CPU tensors under TRITON_INTERPRET=1
+    cpu      the compiled SIMD extension: CPU tensors
+    torch    the pure-torch path: every device
+
+Each has a loader here. ``status()`` says whether it can run in this process, and what it is or why not;
+``refuses(tensor)`` says why it cannot run on such a tensor, or None. An op's folder has its kernels, a module for each
+backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+
+from kssm_kernels.backends import cpu, cuda, pure_torch, triton
+
+__all__ = ["available_backends", "build_info", "cpu_extension", "explain", "kernel", "select", "use_backend"]
+
+
+class Loader(Protocol):
+    def status(self) -> tuple[bool, str]: ...
+
+    def refuses(self, tensor: torch.Tensor) -> str | None: ...
+
+
+LOADERS: dict[str, Loader] = {"cuda": cuda, "triton": triton, "cpu": cpu, "torch": pure_torch}
+BACKENDS = tuple(LOADERS)
+# What a device runs unless told otherwise, best first. CUDA before Triton on NVIDIA devices: docs/gpu_compile.md.
+DEFAULTS = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch"), "xpu": ("triton", "torch")}
+# An op's folder has a module of kernels for each backend: _cuda, _triton, _cpu and _torch.
+OPS = {
+    "order_parameters": "ops.order_parameters",
+    "kuramoto_update": "ops.kuramoto",
+    "kuramoto_features": "ops.kuramoto",
+    "bistable_coupling": "ops.bistable_coupling",
+    "sign_split_ema": "optim.sign_split",
+}
+
+cpu_extension = cpu.extension
+
+_explicit = ""
+
+
+def _checked(name: str, origin: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{origin}: got backend {name!r}, want one of {', '.join(map(repr, BACKENDS))}")
+    return name
+
+
+_environment = os.environ.get("KSSM_BACKEND", "")
+if _environment:
+    _checked(_environment, "environment variable KSSM_BACKEND")
+
+
+# ---- what can run ----
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the backends that can run on this machine."""
+    return tuple(name for name in BACKENDS if LOADERS[name].status()[0])
+
+
+def build_info() -> str:
+    """One line: what was built, what can run here, and why not the rest."""
+    return "; ".join(f"{name}: {LOADERS[name].status()[1]}" for name in BACKENDS)
+
+
+def _unservable(backend: str, tensor: torch.Tensor) -> str | None:
+    """Why a backend cannot run on such a tensor; None if it can."""
+    usable, reason = LOADERS[backend].status()
+    return LOADERS[backend].refuses(tensor) if usable else reason
+
+
+# ---- the choice ----
+
+
+class use_backend:  # noqa: N801  # read as a function: use_backend("torch")
+    """Run every op on one backend from here on, or inside a ``with`` block (process-wide, not per thread).
+
+    As a context manager it restores on leaving what was in force before. ``use_backend(None)`` returns to the default
+    of each device.
+
+    Raises ``ValueError`` for an unknown name and ``RuntimeError`` for a backend that cannot run on this machine.
+
+    >>> import torch, kssm_kernels
+    >>> with kssm_kernels.use_backend("torch"):
+    ...     kssm_kernels.order_parameters(torch.zeros(3), 1)
+    tensor([1., 0., 1.])
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _explicit
+        if name is not None:
+            _checked(name, "use_backend")
+            usable, reason = LOADERS[name].status()
+            if not usable:
+                raise RuntimeError(f"use_backend({name!r}): {reason}")
+        self._before, _explicit = _explicit, name or ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        global _explicit
+        _explicit = self._before
+
+
+_cpu_runs = cpu.status()[0]
+_fallen_back: set[str] = set()
+_automatic: dict[tuple[str, torch.dtype], str] = {}
+
+
+def _default(tensor: torch.Tensor) -> str:
+    """The best backend that serves such a tensor; says once where that is the slow path of a device that has better."""
+    key = (tensor.device.type, tensor.dtype)
+    if key not in _automatic:
+        order = DEFAULTS.get(tensor.device.type, ("torch",))
+        reasons = {name: _unservable(name, tensor) for name in order}
+        _automatic[key] = next(name for name in order if reasons[name] is None)
+        if _automatic[key] == "torch" and len(order) > 1 and tensor.device.type not in _fallen_back:
+            _fallen_back.add(tensor.device.type)
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+            warnings.warn(f"kssm_kernels runs on the slower pure-torch path: {why}", RuntimeWarning, stacklevel=4)
+    return _automatic[key]
+
+
+def select(op: str, tensor: torch.Tensor) -> str:
+    """The backend that runs ``op`` on such a tensor; raises if an explicit request cannot be served."""
+    wanted = _explicit or _environment
+    if not wanted:
+        return "cpu" if _cpu_runs and tensor.is_cpu else _default(tensor)
+    reason = _unservable(wanted, tensor)
+    if reason is not None:
+        raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
+    return wanted
+
+
+_kernels: dict[tuple[str, str], Any] = {}  # import_module takes 0.6 us where a module is loaded, this 0.06
+
+
+def kernel(op: str, tensor: torch.Tensor) -> Any:
+    """The module of the kernels that run ``op`` on such a tensor; raises if an explicit request cannot be served."""
+    key = (op, select(op, tensor))
+    found = _kernels.get(key)
+    return _load(key) if found is None else found
+
+
+def _load(key: tuple[str, str]) -> ModuleType:
+    """Imported on first use, so that importing the package costs no Triton and no driver."""
+    op, backend = key
+    _kernels[key] = importlib.import_module(f"kssm_kernels.{OPS[op]}._{backend}")
+    return _kernels[key]  # type: ignore[no-any-return]  # a module by now
+
+
+def explain(op: str | Callable[..., Any], *tensors: torch.Tensor) -> str:
+    """What would run ``op`` on these tensors, and why the others would not, one line per backend.
+
+    Args:
+        op: one of the ops, or its name.
+        tensors: the call's tensors; the first one decides.
+
+    Raises ``ValueError`` for an unknown op, ``TypeError`` without a tensor.
+
+    >>> import torch, kssm_kernels
+    >>> with kssm_kernels.use_backend("torch"):
+    ...     print(kssm_kernels.explain("order_parameters", torch.zeros(3)).splitlines()[0])
+    order_parameters on cpu, float32: torch, chosen by use_backend
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in OPS:
+        raise ValueError(f"explain: got op {name!r}, want one of {', '.join(map(repr, OPS))}")
+    if not tensors or not isinstance(tensors[0], torch.Tensor):
+        raise TypeError("explain: wants the tensors of the call, the phases (or params) first")
+    first = tensors[0]
+    order = DEFAULTS.get(first.device.type, ("torch",))
+    reasons = {backend: _unservable(backend, first) for backend in BACKENDS}
+    wanted = _explicit or _environment
+    if wanted:
+        origin = "use_backend" if _explicit else "the environment variable KSSM_BACKEND"
+        chosen = wanted if reasons[wanted] is None else ""
+        what = f"{wanted}, chosen by {origin}" if chosen else f"an error: {origin} asks for {wanted}, which cannot run"
+    else:
+        chosen = next(backend for backend in order if reasons[backend] is None)
+        what = f"{chosen}, the best that can run of this device's {', '.join(order)}"
+    lines = [f"{name} on {first.device}, {str(first.dtype).removeprefix('torch.')}: {what}"]
+    for backend in BACKENDS:
+        reason = reasons[backend]
+        if reason is not None:
+            lines.append(f"  {backend}: cannot run: {reason}")
+        elif backend == chosen:
+            lines.append(f"  {backend}: runs: {LOADERS[backend].status()[1]}")
+        elif backend in order:
+            lines.append(f"  {backend}: could run: {LOADERS[backend].status()[1]}; use_backend({backend!r}) chooses it")
+        else:
+            lines.append(f"  {backend}: could run; only use_backend({backend!r}) chooses it here")
+    if name != "sign_split_ema":
+        lines[-1] += "; forward mode (torch.func.jvp, jacfwd) computes its tangents here, whatever runs the call"
+    return "\n".join(lines)

@@ -1,1 +1,0 @@
-"""CUDA C++ kernels: csrc/cuda, called through a C interface."""

@@ -1,0 +1,114 @@
+"""The Kuramoto update and its adjoint by the CUDA kernels: tensors to the fields of csrc/cuda/kuramoto*.cu."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from torch import Tensor
+
+from kssm_kernels.backends.cuda import call as launch
+from kssm_kernels.ops._dtypes import DTYPES
+from kssm_kernels.ops.kuramoto import _gpu
+from kssm_kernels.ops.kuramoto._gpu import Call, End, Rows, Target, Targets
+from kssm_kernels.ops.order_parameters import _cuda as order_parameters
+from kssm_kernels.ops.order_parameters._cuda import partial_sums
+
+FUSED_LIMIT = 2048  # eight oscillators for each thread of the largest team
+SEGMENT = 2048  # kPiece of csrc/cuda/segments.h
+
+Fields = tuple[int | float, ...]
+
+# An operand (address, row stride, column stride, value, present), the update's fields, and a target's.
+_OPERAND, _ABSENT = "3qdq", (0, 0, 0, 0.0, 0)
+_UPDATE = "2qdQq" + 4 * _OPERAND
+_TARGET, _NOT_WANTED = "3q", (0, 0, 0)
+
+
+def segments_of(n: int) -> int:
+    """Segments of a row whose sums adjoint_step leaves."""
+    return -(-n // SEGMENT)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _operand(rows: Rows | None) -> Fields:
+    if rows is None:
+        return _ABSENT
+    return (_address(rows.tensor), rows.row_stride, rows.column_stride, rows.value, 1)
+
+
+def _update(call: Call) -> Fields:
+    operands = (call.coupling, call.omega, call.phase_lag, call.noise_scale)
+    numbers = (call.rows, call.n, call.dt, call.seed, call.keeping)
+    return (*numbers, *(field for operand in operands for field in _operand(operand)))
+
+
+def _target(target: Target | None) -> Fields:
+    return _NOT_WANTED if target is None else (target.tensor.data_ptr(), target.per_row, target.per_column)
+
+
+def _start(start: Rows) -> tuple[Tensor, Fields]:
+    assert start.tensor is not None
+    code = DTYPES[start.tensor.dtype][0]
+    return start.tensor, (start.tensor.data_ptr(), start.row_stride, start.column_stride, code)
+
+
+def _code(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else DTYPES[tensor.dtype][0]
+
+
+def fused_forward(
+    call: Call, start: Rows, first: int, steps: int, harmonics: int, features: Tensor | None, phases: Tensor | None
+) -> None:
+    tensor, where = _start(start)
+    outputs = (_address(features), _address(phases), _code(phases))
+    fields = (*_update(call), *where, first, steps, harmonics, *outputs)
+    launch("kuramoto_forward", f"{_UPDATE}10q", fields, tensor)
+
+
+def fused_backward(
+    call: Call,
+    start: Rows,
+    first: int,
+    steps: int,
+    states: Tensor | None,
+    end: End | None,
+    g: Tensor | None,
+    targets: Targets,
+    parts: int,
+    accumulate: bool,
+) -> None:
+    tensor, where = _start(start)
+    saved: Fields = (0, 0, 0, 0)
+    if end is not None:
+        saved = (end.harmonics, end.features.data_ptr(), end.g_features.data_ptr(), _code(end.features))
+    own = (first, steps, _address(states), *saved, _address(g), _code(g), parts, accumulate)
+    wanted = (field for target in targets for field in _target(target))
+    launch("kuramoto_backward", f"{_UPDATE}15q{5 * _TARGET}", (*_update(call), *where, *own, *wanted), tensor)
+
+
+def step(call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int, out: Tensor) -> None:
+    own = (_code(state), state.data_ptr(), _address(moved), z.data_ptr(), index, out.data_ptr())
+    launch("kuramoto_step", f"{_UPDATE}6q", (*_update(call), *own), state)
+
+
+def adjoint_sums(call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:
+    sums = state.new_empty(call.rows, 2)
+    segments = segments_of(call.n)
+    work = state.new_empty(call.rows * 2 * segments + partial_sums(call.rows, segments, 2))
+    own = (_code(state), state.data_ptr(), z.data_ptr(), g.data_ptr(), sums.data_ptr(), work.data_ptr())
+    launch("kuramoto_adjoint_sums", f"{_UPDATE}6q", (*_update(call), *own), state)
+    return sums
+
+
+def adjoint_step(call: Call, state: Tensor, z: Tensor, gz: Tensor, index: int, g: Tensor, targets: Targets) -> None:
+    own = (_code(state), state.data_ptr(), z.data_ptr(), gz.data_ptr(), index, g.data_ptr())
+    wanted = (field for target in targets for field in _target(target))
+    launch("kuramoto_adjoint_step", f"{_UPDATE}6q{4 * _TARGET}", (*_update(call), *own, *wanted), state)
+
+
+forward = functools.partial(_gpu.forward, sys.modules[__name__], order_parameters)
+backward = functools.partial(_gpu.backward, sys.modules[__name__], order_parameters)

@@ -1,0 +1,51 @@
+"""Order parameters and their adjoint by the CUDA kernels: tensors to the fields of csrc/cuda/order_parameters.cu."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kssm_kernels.backends.cuda import call
+from kssm_kernels.ops._dtypes import DTYPES
+from kssm_kernels.ops._memory import rows_of
+from kssm_kernels.ops.order_parameters._segments import segment_length
+
+SUMMED_AT_ONCE = 256  # kSegmentsAtOnce of csrc/cuda/segments.h
+
+
+def partial_sums(rows: int, segments: int, width: int) -> int:
+    """Elements of the workspace for sums of segments, and for the sums of those, until one is left."""
+    total = 0
+    while segments > 1:
+        total += rows * segments * width
+        segments = -(-segments // SUMMED_AT_ONCE)
+    return total
+
+
+def forward(theta: Tensor, harmonics: int) -> Tensor:
+    """[..., N], any strides, to [..., 3H] in theta's dtype."""
+    out = theta.new_empty(*theta.shape[:-1], 3 * harmonics)
+    data, rows, row_stride, column_stride = rows_of(theta)
+    if rows == 0:
+        return out
+    n = theta.shape[-1]
+    code, compute = DTYPES[theta.dtype]
+    segment = segment_length(n, harmonics, theta.dtype)
+    size = partial_sums(rows, -(-n // segment), 2 * harmonics)
+    work = torch.empty(size, dtype=compute, device=theta.device) if size else None
+    fields = (data.data_ptr(), rows, n, row_stride, column_stride, code, harmonics, segment, out.data_ptr())
+    call("order_parameters_forward", "10q", (*fields, 0 if work is None else work.data_ptr()), theta)
+    return out
+
+
+def backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
+    """dL/dtheta [..., N], contiguous, in theta's dtype; features and their gradient contiguous in it."""
+    out = theta.new_empty(*theta.shape)
+    data, rows, row_stride, column_stride = rows_of(theta)
+    if rows == 0:
+        return out
+    harmonics = features.shape[-1] // 3
+    fields = (data.data_ptr(), rows, theta.shape[-1], row_stride, column_stride, DTYPES[theta.dtype][0], harmonics)
+    addresses = (features.data_ptr(), grad.data_ptr(), out.data_ptr())
+    call("order_parameters_backward", "10q", (*fields, *addresses), theta)
+    return out
