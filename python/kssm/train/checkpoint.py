@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from kssm.config import TrainConfig, UsageError
 from kssm.data import Dataset, Vocabulary
 from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+from kssm.options import UsageError
+from kssm.train.config import TrainConfig
 
 __all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "save_checkpoint"]
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["PRESETS", "ModelConfig", "OptimizerConfig", "TrainConfig", "UsageError", "check"]
+from kssm.options import UsageError, flag
 
-
-class UsageError(Exception):
-    """One line for the user: what was got, what was wanted. The command line prints it and exits with code 2."""
+__all__ = ["PRESETS", "ModelConfig", "OptimizerConfig", "TrainConfig", "check", "check_same_run", "least_memory"]
 
 
 @dataclass(frozen=True)
@@ -165,10 +163,6 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     return {**values, **model, **optimizer}
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def check(config: TrainConfig) -> None:
     """Raise UsageError for the first option with an impossible value; touches no file."""
     options = _options(config)
@@ -182,16 +176,16 @@ def check(config: TrainConfig) -> None:
         for name in names.split():
             if not low <= options[name] <= high:
                 wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UsageError(f"{_flag(name)} must be {wanted}, got {options[name]}")
+                raise UsageError(f"{flag(name)} must be {wanted}, got {options[name]}")
     for name in ("lr", "clip"):
         if not 0 < options[name] < math.inf:
-            raise UsageError(f"{_flag(name)} must be a positive number, got {options[name]}")
+            raise UsageError(f"{flag(name)} must be a positive number, got {options[name]}")
     for name in ("weight_decay", "lambda_reg"):
         if not 0 <= options[name] < math.inf:
-            raise UsageError(f"{_flag(name)} must be a number of at least 0, got {options[name]}")
+            raise UsageError(f"{flag(name)} must be a number of at least 0, got {options[name]}")
     for name in ("dropout", "beta1", "beta2"):
         if not 0 <= options[name] < 1:
-            raise UsageError(f"{_flag(name)} must be at least 0 and below 1, got {options[name]}")
+            raise UsageError(f"{flag(name)} must be at least 0 and below 1, got {options[name]}")
     if not 0 <= config.optimizer.lr_floor <= 1:
         raise UsageError(f"--lr-floor must be from 0 to 1, got {config.optimizer.lr_floor}")
     if config.eval_tokens < config.context:
@@ -203,7 +197,7 @@ def check_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
     before, now = _options(saved), _options(asked)
     for name, value in before.items():
         if name not in CHANGEABLE and now[name] != value:
-            raise UsageError(f"--resume: the run in {asked.out} has {_flag(name)} {value}, got {now[name]}")
+            raise UsageError(f"--resume: the run in {asked.out} has {flag(name)} {value}, got {now[name]}")
 
 
 def least_memory(config: TrainConfig, vocabulary_size: int) -> int:

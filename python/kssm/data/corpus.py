@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kssm.config import UsageError
+from kssm.options import UsageError
 
 __all__ = ["Corpus", "Dataset", "Vocabulary", "find_files", "read_corpus", "standard_library_files", "write_corpus"]
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from kssm.checkpoint import build_model
-from kssm.config import ModelConfig, OptimizerConfig, TrainConfig, UsageError, check, check_same_run, least_memory
+from kssm.options import UsageError
+from kssm.train.checkpoint import build_model
+from kssm.train.config import ModelConfig, OptimizerConfig, TrainConfig, check, check_same_run, least_memory
 
 GROUPS = {"model": ModelConfig, "optimizer": OptimizerConfig}
 
