@@ -3,18 +3,16 @@
 from kssm.data.corpus import (
     Corpus,
     Dataset,
-    Vocabulary,
-    bits_per_byte,
     even_starts,
     find_files,
     held_out,
     random_starts,
     read_corpus,
     standard_library_files,
-    unigram_entropy,
     windows,
     write_corpus,
 )
+from kssm.data.tokens import Vocabulary, bits_per_byte, unigram_entropy
 
 __all__ = [
     "Corpus",
