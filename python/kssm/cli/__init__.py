@@ -10,10 +10,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from kssm.options import UsageError
-from kssm.train.config import PRESETS, TrainConfig
+
+if TYPE_CHECKING:
+    from kssm.train.config import TrainConfig
 
 USAGE = """\
 usage: kssm {train,sample} [options]
@@ -84,6 +86,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _train(args: list[str]) -> None:
     from kssm.train.checkpoint import load_config
+    from kssm.train.config import PRESETS
     from kssm.train.trainer import train
 
     # The preset, or the run to resume, supplies the defaults of all other options: they are looked for first.
@@ -101,6 +104,8 @@ def _train(args: list[str]) -> None:
 def _parse_train(args: list[str], default: TrainConfig) -> TrainConfig:
     """tyro's parser, its framed complaint made one line."""
     import tyro
+
+    from kssm.train.config import TrainConfig
 
     complaint = io.StringIO()
     try:

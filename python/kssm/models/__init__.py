@@ -4,9 +4,11 @@ In all three nothing crosses positions: token t's logits depend on token t (and,
 so the best any of them can reach is the entropy of a token given the one before it.
 """
 
-from kssm.models.base import OscillatorLM
-from kssm.models.v1 import KSSMv1
-from kssm.models.v2 import KSSMv2
-from kssm.models.v3 import KSSMv3
+from kssm.models.base import Architecture, OscillatorLM
+from kssm.models.v1 import KSSMv1, V1Config
+from kssm.models.v2 import KSSMv2, V2Config
+from kssm.models.v3 import KSSMv3, V3Config
 
-__all__ = ["KSSMv1", "KSSMv2", "KSSMv3", "OscillatorLM"]
+__all__ = ["ARCHITECTURES", "Architecture", "KSSMv1", "KSSMv2", "KSSMv3", "OscillatorLM"]
+
+ARCHITECTURES: dict[str, type[Architecture]] = {"v1": V1Config, "v2": V2Config, "v3": V3Config}

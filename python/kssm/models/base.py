@@ -1,16 +1,21 @@
-"""What every K-SSM language model is: tokens in, logits and the order parameter R of every layer out."""
+"""What every K-SSM generation is: a language model, and the configuration that builds it."""
 
 from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["OscillatorLM", "check_sizes"]
+from kssm.options import between
+
+__all__ = ["Architecture", "Harmonics", "OscillatorLM", "check_sizes"]
+
+Harmonics = Annotated[int, between(1, 256)]
 
 
 def check_sizes(model: str, **sizes: int) -> None:
@@ -109,3 +114,25 @@ class OscillatorLM(nn.Module, ABC):
         finally:
             self.train(was_training)
         return tokens
+
+
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """The options of one generation, and the model that they describe.
+
+    A generation's fields are options of ``kssm train`` under their names, with their bounds as metadata of their types
+    (:mod:`kssm.options`).
+    """
+
+    @abstractmethod
+    def build(self, vocabulary_size: int, context: int) -> OscillatorLM:
+        """The model, freshly initialised, for sequences of up to ``context`` tokens."""
+
+    @abstractmethod
+    def activations(self) -> int:
+        """Numbers that a forward pass keeps of each token for the backward pass, at the very least; without logits."""
+
+    def parameters(self, vocabulary_size: int, context: int) -> int:
+        """The model's number of parameters, counted on the meta device: exact, and without memory for them."""
+        with torch.device("meta"):
+            return sum(p.numel() for p in self.build(vocabulary_size, context).parameters())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
 
-from kssm.models.base import OscillatorLM
+from kssm.models.base import Architecture, OscillatorLM
+from kssm.options import Size
 
-__all__ = ["Block", "StackedLM"]
+__all__ = ["Block", "StackedConfig", "StackedLM"]
 
 # A tied head multiplies by the embedding: at nn.Embedding's N(0, 1) the first logits would have a standard deviation
 # of sqrt(D) (20 at D = 384) and the first loss lie tens of nats above log(vocabulary); at 0.02 it starts there.
@@ -67,3 +70,21 @@ class StackedLM(OscillatorLM):
         self.last_r = torch.stack(mean_r)
         logits: Tensor = self.output_head(self.final_norm(h))
         return logits
+
+
+@dataclass(frozen=True)
+class StackedConfig(Architecture):
+    """Width D, number of blocks, oscillators N in each."""
+
+    dim: Size
+    layers: Size
+    oscillators: Size
+
+    def activations(self) -> int:
+        # Of width D the results of both norms, of width 4D the FFN's middle before and after GELU.
+        return self.layers * (10 * self.dim + self.oscillators)
+
+    def parameters(self, vocabulary_size: int, context: int) -> int:
+        """Counted on models of one and two blocks: every further block has as many as the second."""
+        one, two = (super(StackedConfig, replace(self, layers=n)).parameters(vocabulary_size, context) for n in (1, 2))
+        return one + (self.layers - 1) * (two - one)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from kssm.models.base import OscillatorLM, check_sizes
+from kssm.models.base import Architecture, Harmonics, OscillatorLM, check_sizes
+from kssm.options import Size
 from kssm_kernels import FusedKuramotoV1, order_parameters
 
-__all__ = ["KSSMv1"]
+__all__ = ["KSSMv1", "V1Config"]
 
 
 class KSSMv1(OscillatorLM):
@@ -59,3 +62,18 @@ class KSSMv1(OscillatorLM):
         self.last_r = r.detach().mean().reshape(1)
         logits: Tensor = self.output_head(self.readout(order_parameters(theta, self.n_harmonics)))
         return logits
+
+
+@dataclass(frozen=True)
+class V1Config(Architecture):
+    """Width D of the embedding and the readout, oscillators N, order parameters H."""
+
+    dim: Size
+    oscillators: Size
+    harmonics: Harmonics
+
+    def build(self, vocabulary_size: int, context: int) -> KSSMv1:
+        return KSSMv1(vocabulary_size, self.dim, self.oscillators, self.harmonics)
+
+    def activations(self) -> int:
+        return self.dim + self.oscillators

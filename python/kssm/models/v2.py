@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
 from kssm.models.base import check_sizes
-from kssm.models.stacked import Block, StackedLM
+from kssm.models.stacked import Block, StackedConfig, StackedLM
+from kssm.options import Probability
 from kssm_kernels import FusedKuramotoV2
 
-__all__ = ["KSSMv2"]
+__all__ = ["KSSMv2", "V2Config"]
 
 
 class _BlockV2(Block):
@@ -70,3 +73,13 @@ class KSSMv2(StackedLM):
         )
         blocks: list[Block] = [_BlockV2(hidden_dim, n_oscillators, dropout) for _ in range(n_layers)]
         super().__init__(vocab_size, hidden_dim, max_positions, blocks, tied=False)
+
+
+@dataclass(frozen=True)
+class V2Config(StackedConfig):
+    """A stack with dropout."""
+
+    dropout: Probability
+
+    def build(self, vocabulary_size: int, context: int) -> KSSMv2:
+        return KSSMv2(vocabulary_size, self.dim, self.layers, self.oscillators, context, self.dropout)

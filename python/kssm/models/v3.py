@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kssm.models.base import check_sizes
-from kssm.models.stacked import Block, StackedLM
+from kssm.models.base import Harmonics, check_sizes
+from kssm.models.stacked import Block, StackedConfig, StackedLM
 from kssm_kernels import FusedKuramoto
 
-__all__ = ["KSSMv3"]
+__all__ = ["KSSMv3", "V3Config"]
 
 
 class _BlockV3(Block):
@@ -86,3 +87,14 @@ class KSSMv3(StackedLM):
         """
         banks: list[Any] = [block.oscillators for block in self.blocks]  # FusedKuramoto, or what stands in for it
         return torch.stack([bank.get_regularization_loss() for bank in banks]).mean()
+
+
+@dataclass(frozen=True)
+class V3Config(StackedConfig):
+    """A stack with order parameters H in each block; ``tied``: one matrix for embedding and head."""
+
+    harmonics: Harmonics
+    tied: bool
+
+    def build(self, vocabulary_size: int, context: int) -> KSSMv3:
+        return KSSMv3(vocabulary_size, self.dim, self.layers, self.oscillators, self.harmonics, context, tied=self.tied)
