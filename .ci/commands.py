@@ -42,7 +42,7 @@ class Part:
     because: str = ""
 
 
-TESTS_OF_EXTRAS = "tests/test_command_line.py tests/test_optimizer_proof.py tests/test_triton_compile.py"
+TESTS_OF_EXTRAS = "tests/train/test_command_line.py tests/test_optimizer_proof.py tests/test_triton_compile.py"
 SANITIZERS = ("address and undefined-behaviour sanitizers",)
 EDITABLE = "train,test,bench,lint,gpu,proof"
 

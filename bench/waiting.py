@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kssm.__main__ import WAITING, WAITING_VARIABLES
-from kssm.__main__ import main as kssm
+from kssm.cli import WAITING, WAITING_VARIABLES
+from kssm.cli import main as kssm
 
 from bench.interleave import DOCS, SMOKE, THREADS, Quantiles, environment
 
@@ -43,9 +43,9 @@ is needed, and takes the processor from one that would let it go on. `kssm` and 
 def worker(run: Path) -> None:
     """Reads the seconds of a turn, answers with tokens per second."""
     import torch
-    from kssm.checkpoint import build_model, load_config
     from kssm.data import Dataset
-    from kssm.trainer import Trainer
+    from kssm.train.checkpoint import build_model, load_config
+    from kssm.train.trainer import Trainer
 
     config, dataset = load_config(run), Dataset(run)
     trainer = Trainer(config, dataset, build_model(config, len(dataset.vocabulary)), torch.device("cpu"))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from kssm import data
-from kssm.checkpoint import build_model
-from kssm.config import ModelConfig, TrainConfig
+from kssm.train.checkpoint import build_model
+from kssm.train.config import ModelConfig, TrainConfig
 from torch import Tensor, nn
 
 from kssm_kernels import (
@@ -123,7 +123,7 @@ def test_bank(trace: Trace, name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("arch", ["v1", "v2", "v3"])
 def test_training_step(trace: Trace, text: Path, tmp_path: Path, arch: Any) -> None:
     pytest.importorskip("tqdm", reason="the trainer needs the train extra")
-    from kssm.trainer import Trainer
+    from kssm.train.trainer import Trainer
 
     model = ModelConfig(arch=arch, dim=16, layers=1, oscillators=8, harmonics=3, dropout=0.1)
     config = replace(TrainConfig(), context=8, batch_size=2, accumulate=2, eval_tokens=16, model=model)

@@ -6,57 +6,83 @@ Every field is an option of ``kssm train`` (``batch_size`` is ``--batch-size``);
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-__all__ = ["PRESETS", "ModelConfig", "OptimizerConfig", "TrainConfig", "UsageError", "check"]
+from kssm.models import ARCHITECTURES, Architecture
+from kssm.models.base import Harmonics
+from kssm.options import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    Probability,
+    Size,
+    UsageError,
+    at_least,
+    between,
+    check_bounds,
+    flag,
+    metadata,
+)
 
+__all__ = ["PRESETS", "ModelConfig", "OptimizerConfig", "TrainConfig", "check", "check_same_run", "least_memory"]
 
-class UsageError(Exception):
-    """One line for the user: what was got, what was wanted. The command line prints it and exits with code 2."""
+# Metadata of a field that --resume may change without making it another run.
+CHANGEABLE = "changeable"
+
+if TYPE_CHECKING:
+    Arch: TypeAlias = str
+    Preset: TypeAlias = str
+else:  # the choices that the command line shows; Preset stands below the presets
+    Arch = Literal[tuple(ARCHITECTURES)]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Architecture and sizes."""
 
-    arch: Literal["v1", "v2", "v3"] = "v3"
+    arch: Arch = "v3"
     """K-SSM generation."""
-    dim: int = 128
+    dim: Size = 128
     """Width D (v1: of the embedding and the readout)."""
-    layers: int = 2
+    layers: Size = 2
     """Blocks (v2, v3; v1 has one bank)."""
-    oscillators: int = 64
+    oscillators: Size = 64
     """Oscillators N in each bank."""
-    harmonics: int = 16
+    harmonics: Harmonics = 16
     """Order parameters H, 1 to 256 (v1, v3)."""
-    dropout: float = 0.0
+    dropout: Probability = 0.0
     """Dropout probability (v2)."""
     tied: bool = True
     """Share the output head's matrix with the embedding (v3)."""
+
+    def architecture(self) -> Architecture:
+        """The generation's own options, taken from these by name; raises UsageError where ``arch`` names none."""
+        if self.arch not in ARCHITECTURES:
+            raise UsageError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {self.arch}")
+        kind = ARCHITECTURES[self.arch]
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW, warm-up and cosine."""
 
-    lr: float = 5e-3
+    lr: Annotated[float, POSITIVE] = 5e-3
     """Peak learning rate: reached by a linear warm-up, left on a cosine."""
-    lr_floor: float = 0.1
+    lr_floor: Annotated[float, between(0, 1)] = 0.1
     """Last learning rate, as a fraction of the peak."""
-    warmup_steps: int = 20
+    warmup_steps: Annotated[int, at_least(0)] = 20
     """Steps of linear warm-up."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
     """Decoupled decay of matrices; vectors and scalars are left alone."""
-    beta1: float = 0.9
+    beta1: Probability = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.99
+    beta2: Probability = 0.99
     """Decay of the second moment."""
-    clip: float = 1.0
+    clip: Annotated[float, POSITIVE] = 1.0
     """Largest norm of the gradient."""
-    lambda_reg: float = 0.01
+    lambda_reg: Annotated[float, NOT_NEGATIVE] = 0.01
     """Weight of v3's bistability terms. At 0.01 moving u over its whole range (0.1 to 10) is worth 0.023 nats, so the
     terms cannot outbid the text; a determinant that collapses to 0.001 costs 1 nat, so they still prevent it."""
 
@@ -69,35 +95,35 @@ class TrainConfig:
     config.json, tokens.bin and tokens.json, metrics.jsonl, log.txt, checkpoint.pt. Ctrl+C saves and stops.
     """
 
-    preset: Literal["demo", "v1", "v2", "v3"] = "demo"
+    preset: Preset = "demo"
     """Defaults of all other options: a small v3 (up to three minutes on two cores), or the published sizes."""
     data: tuple[Path, ...] = ()
     """Text files or folders (of which *.txt, *.md, *.rst and *.py are read, in sorted order), UTF-8 for char tokens."""
-    out: Path = Path("runs/demo")
+    out: Annotated[Path, CHANGEABLE] = Path("runs/demo")
     """The run's folder: new or empty, or one to --resume."""
-    resume: bool = False
+    resume: Annotated[bool, CHANGEABLE] = False
     """Continue the run in --out from its checkpoint; of its options --max-steps and those on reporting may change."""
     tokens: Literal["char", "byte"] = "char"
     """Characters of the text, or its bytes."""
-    context: int = 128
+    context: Size = 128
     """Sequence length in tokens."""
-    max_steps: int = 300
+    max_steps: Annotated[Size, CHANGEABLE] = 300
     """Optimizer steps in all; the cosine ends there."""
-    batch_size: int = 32
+    batch_size: Size = 32
     """Sequences in one forward pass."""
-    accumulate: int = 1
+    accumulate: Size = 1
     """Forward passes whose gradients one step averages."""
-    seed: int = 0
+    seed: Annotated[int, between(0, 2**62)] = 0
     """Of the weights, the batches, dropout and phase noise."""
-    device: str = "auto"
+    device: Annotated[str, CHANGEABLE] = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps, ..."""
-    eval_every: int = 100
+    eval_every: Annotated[Size, CHANGEABLE] = 100
     """Steps between evaluations; each prints a sample and saves a checkpoint. The last step is always evaluated."""
-    eval_tokens: int = 65536
+    eval_tokens: Annotated[Size, CHANGEABLE] = 65536
     """Held-out tokens of an evaluation, evenly spread over the last tenth of the text."""
-    sample_tokens: int = 200
+    sample_tokens: Annotated[int, at_least(0), CHANGEABLE] = 200
     """Tokens sampled at an evaluation; 0 for none."""
-    log_every: int = 10
+    log_every: Annotated[Size, CHANGEABLE] = 10
     """Steps between lines of metrics.jsonl."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -154,8 +180,8 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 
-# What --resume may change without making it another run.
-CHANGEABLE = {"out", "resume", "max_steps", "device", "eval_every", "eval_tokens", "sample_tokens", "log_every"}
+if not TYPE_CHECKING:
+    Preset = Literal[tuple(PRESETS)]
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:
@@ -165,35 +191,10 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     return {**values, **model, **optimizer}
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def check(config: TrainConfig) -> None:
     """Raise UsageError for the first option with an impossible value; touches no file."""
-    options = _options(config)
-    at_least_one = "context max_steps batch_size accumulate eval_every eval_tokens log_every dim layers oscillators"
-    for names, low, high in (
-        (at_least_one, 1, math.inf),
-        ("harmonics", 1, 256),
-        ("sample_tokens warmup_steps", 0, math.inf),
-        ("seed", 0, 2**62),
-    ):
-        for name in names.split():
-            if not low <= options[name] <= high:
-                wanted = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-                raise UsageError(f"{_flag(name)} must be {wanted}, got {options[name]}")
-    for name in ("lr", "clip"):
-        if not 0 < options[name] < math.inf:
-            raise UsageError(f"{_flag(name)} must be a positive number, got {options[name]}")
-    for name in ("weight_decay", "lambda_reg"):
-        if not 0 <= options[name] < math.inf:
-            raise UsageError(f"{_flag(name)} must be a number of at least 0, got {options[name]}")
-    for name in ("dropout", "beta1", "beta2"):
-        if not 0 <= options[name] < 1:
-            raise UsageError(f"{_flag(name)} must be at least 0 and below 1, got {options[name]}")
-    if not 0 <= config.optimizer.lr_floor <= 1:
-        raise UsageError(f"--lr-floor must be from 0 to 1, got {config.optimizer.lr_floor}")
+    for options in (config, config.model, config.optimizer, config.model.architecture()):
+        check_bounds(options)
     if config.eval_tokens < config.context:
         raise UsageError(f"--eval-tokens must be at least --context {config.context}, got {config.eval_tokens}")
 
@@ -201,20 +202,20 @@ def check(config: TrainConfig) -> None:
 def check_same_run(saved: TrainConfig, asked: TrainConfig) -> None:
     """Raise UsageError where ``asked`` is not a continuation of ``saved``."""
     before, now = _options(saved), _options(asked)
+    changeable = {name for name, marks in metadata(TrainConfig).items() if CHANGEABLE in marks}
     for name, value in before.items():
-        if name not in CHANGEABLE and now[name] != value:
-            raise UsageError(f"--resume: the run in {asked.out} has {_flag(name)} {value}, got {now[name]}")
+        if name not in changeable and now[name] != value:
+            raise UsageError(f"--resume: the run in {asked.out} has {flag(name)} {value}, got {now[name]}")
 
 
 def least_memory(config: TrainConfig, vocabulary_size: int) -> int:
     """Bytes that training needs at the very least: float32 weights, gradients and two moments, and one forward pass."""
-    m = config.model
-    embedding = vocabulary_size * m.dim * (1 if m.arch == "v3" and m.tied else 2)
-    if m.arch == "v1":
-        weights = embedding + m.oscillators * (m.dim + m.oscillators) + 3 * m.harmonics * m.dim + m.dim**2
-        activations = m.dim + m.oscillators
-    else:
-        bank = 3 * m.oscillators if m.arch == "v2" else 3 * m.harmonics
-        weights = embedding + config.context * m.dim + m.layers * (8 * m.dim**2 + bank * m.dim)
-        activations = m.layers * (10 * m.dim + m.oscillators)
-    return 16 * weights + 4 * config.batch_size * config.context * (2 * vocabulary_size + activations)
+    architecture = config.model.architecture()
+    try:
+        weights = architecture.parameters(vocabulary_size, config.context)
+    except (RuntimeError, TypeError) as error:  # torch has no tensor of 2**63 bytes, not even one without memory
+        if "overflow" not in str(error).lower():
+            raise
+        return 2**63
+    activations = 2 * vocabulary_size + architecture.activations()
+    return 16 * weights + 4 * config.batch_size * config.context * activations

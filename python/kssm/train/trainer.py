@@ -24,16 +24,18 @@ from torch.nn import functional
 from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stub
 
 from kssm import data
-from kssm.checkpoint import (
+from kssm.data import Dataset
+from kssm.models import OscillatorLM
+from kssm.options import UsageError
+from kssm.train.checkpoint import (
     build_model,
     load_checkpoint,
     load_config,
     save_checkpoint,
     save_config,
 )
-from kssm.config import OptimizerConfig, TrainConfig, UsageError, check, check_same_run, least_memory
-from kssm.data import Dataset
-from kssm.device import (
+from kssm.train.config import OptimizerConfig, TrainConfig, check, check_same_run, least_memory
+from kssm.train.device import (
     memory_in_use,
     release_memory,
     resolve_device,
@@ -42,7 +44,6 @@ from kssm.device import (
     synchronize,
     total_memory,
 )
-from kssm.models import OscillatorLM
 
 __all__ = ["Evaluation", "Trainer", "learning_rate", "train"]
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from kssm.config import TrainConfig, UsageError
 from kssm.data import Dataset, Vocabulary
-from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+from kssm.models import OscillatorLM
+from kssm.options import UsageError
+from kssm.train.config import TrainConfig
 
 __all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "save_checkpoint"]
 
@@ -22,12 +23,7 @@ CONFIG, CHECKPOINT = "config.json", "checkpoint.pt"
 
 def build_model(config: TrainConfig, vocabulary_size: int) -> OscillatorLM:
     """The model of a configuration, freshly initialised, with as many positions as ``config.context``."""
-    m = config.model
-    if m.arch == "v1":
-        return KSSMv1(vocabulary_size, m.dim, m.oscillators, m.harmonics)
-    if m.arch == "v2":
-        return KSSMv2(vocabulary_size, m.dim, m.layers, m.oscillators, config.context, m.dropout)
-    return KSSMv3(vocabulary_size, m.dim, m.layers, m.oscillators, m.harmonics, config.context, tied=m.tied)
+    return config.model.architecture().build(vocabulary_size, config.context)
 
 
 def save_config(config: TrainConfig) -> None:

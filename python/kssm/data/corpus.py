@@ -1,4 +1,4 @@
-"""Text to tokens: which files, which vocabulary, the memory-mapped token file, batches and held-out windows.
+"""Text to tokens: which files, the memory-mapped token file, batches and held-out windows.
 
 A run's folder holds ``tokens.bin`` (uint8, or uint16 for more than 256 kinds of token) and ``tokens.json`` (what is in
 it). The last tenth of the text is held out.
@@ -7,82 +7,41 @@ it). The last tenth of the text is held out.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kssm.config import UsageError
+from kssm.data.tokens import Tokens, Vocabulary
+from kssm.options import UsageError
 
-__all__ = ["Corpus", "Dataset", "Vocabulary", "find_files", "read_corpus", "standard_library_files", "write_corpus"]
+__all__ = [
+    "Corpus",
+    "Dataset",
+    "even_starts",
+    "find_files",
+    "held_out",
+    "random_starts",
+    "read_corpus",
+    "standard_library_files",
+    "windows",
+    "write_corpus",
+]
 
 TOKENS, META = "tokens.bin", "tokens.json"
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 HELD_OUT = 10  # the last 1/10 of the tokens
-CODE_POINTS = 0x110000
 
 STANDARD_LIBRARY_BYTES = 4_000_000
 # Tests and installed packages are not the library; encodings and pydoc_data are generated tables.
 NOT_STANDARD_LIBRARY = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
-
-Tokens = NDArray[np.unsignedinteger[Any]]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The kinds of token: the sorted characters of a text, or the 256 bytes.
-
-    >>> Vocabulary("char", "abc").encode("cab").tolist(), Vocabulary("char", "abc").decode([2, 0])
-    ([2, 0, 1], 'ca')
-    >>> Vocabulary("byte").encode("é").tolist()
-    [195, 169]
-    """
-
-    kind: Literal["char", "byte"]
-    characters: str = ""
-
-    def __len__(self) -> int:
-        return len(self.characters) if self.kind == "char" else 256
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.uint8 if len(self) <= 256 else np.uint16)
-
-    @property
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of each token, ``[V]``."""
-        lengths = [len(c.encode()) for c in self.characters] if self.kind == "char" else [1] * 256
-        return np.array(lengths, dtype=np.int64)
-
-    def encode(self, text: str) -> Tokens:
-        """Token numbers of a text. Raises UsageError for a character outside the vocabulary."""
-        if self.kind == "byte":
-            return np.frombuffer(text.encode(), dtype=np.uint8)
-        number_of = np.full(CODE_POINTS, -1, dtype=np.int32)
-        number_of[_code_points(self.characters)] = np.arange(len(self))
-        numbers = number_of[_code_points(text)]
-        if (numbers < 0).any():
-            unknown = text[int(np.argmax(numbers < 0))]
-            raise UsageError(f"the character {unknown!r} is not in the vocabulary of this run's text")
-        return numbers.astype(self.dtype)
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token numbers; bytes that are not UTF-8 become U+FFFD."""
-        if self.kind == "byte":
-            return bytes(tokens).decode(errors="replace")
-        return "".join(self.characters[t] for t in tokens)
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
 
 
 def _walk(folder: Path, skip: set[str]) -> Iterator[Path]:
@@ -239,18 +198,3 @@ def even_starts(tokens: Tokens, context: int, limit: int) -> NDArray[np.int64]:
     count = min(available, limit // context)
     numbers: NDArray[np.int64] = np.linspace(0, available - 1, count).round().astype(np.int64)
     return numbers * context
-
-
-def unigram_entropy(counts: NDArray[np.int64]) -> float:
-    """Entropy in nats per token of the distribution ``counts / sum(counts)``: the best loss that ignores context.
-
-    >>> unigram_entropy(np.array([5, 5, 0])) == math.log(2)
-    True
-    """
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * np.log(p)).sum())
-
-
-def bits_per_byte(loss: float, counts: NDArray[np.int64], vocabulary: Vocabulary) -> float:
-    """Bits per UTF-8 byte of a text with these token ``counts [V]`` and a mean ``loss`` in nats per token."""
-    return loss * int(counts.sum()) / (int(counts @ vocabulary.byte_lengths) * math.log(2))

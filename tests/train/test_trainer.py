@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kssm import checkpoint, data
-from kssm.config import PRESETS, ModelConfig, OptimizerConfig, TrainConfig, check, least_memory
+from kssm import data
+from kssm.train import checkpoint
+from kssm.train.config import PRESETS, ModelConfig, OptimizerConfig, TrainConfig, check, least_memory
 
-from tests.runs import kssm, metrics, train
+from tests.train.runs import kssm, metrics, train
 
 pytest.importorskip("tyro", reason="the trainer needs the train extra")
 
-from kssm.trainer import Trainer, learning_rate, make_optimizer  # imports tqdm
+from kssm.train.trainer import Trainer, learning_rate, make_optimizer  # imports tqdm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

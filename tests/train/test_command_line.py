@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from kssm import data
-from kssm.__main__ import WAITING, WAITING_VARIABLES
+from kssm.cli import WAITING, WAITING_VARIABLES
 
-from tests.runs import TINY, kssm, train
+from tests.train.runs import TINY, kssm, train
 
 pytest.importorskip("tyro", reason="the command line needs the train extra")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +34,8 @@ class TestErrors:
             ("--max-steps -5", "--max-steps must be at least 1, got -5"),
             ("--dim 0", "--dim must be at least 1, got 0"),
             ("--dim 100000000", "GiB of memory"),
+            ("--dim 10000000000000000000000", "GiB of memory"),
+            ("--layers 1000000000000", "GiB of memory"),
             ("--batch-size 1000000000000", "GiB of memory"),
             ("--harmonics 257", "--harmonics must be from 1 to 256, got 257"),
             ("--eval-tokens 3", "--eval-tokens must be at least --context 16, got 3"),
@@ -50,6 +52,7 @@ class TestErrors:
             ("--resume", "run holds no run: there is no config.json"),
             ("--dim many", "--dim"),
             ("--preset v9", "'v9'"),
+            ("--arch v9", "'v9'"),
             ("--no-such-option 3", "--no-such-option"),
             ("--out", "argument --out: expected one argument"),
         ],
@@ -97,8 +100,8 @@ class TestErrors:
         self, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ):
         monkeypatch.setitem(sys.modules, module, None)
-        monkeypatch.delitem(sys.modules, "kssm.trainer")
-        monkeypatch.delattr(sys.modules["kssm"], "trainer")  # an import would leave another module there
+        monkeypatch.delitem(sys.modules, "kssm.train.trainer")
+        monkeypatch.delattr(sys.modules["kssm.train"], "trainer")  # an import would leave another module there
         assert kssm("train", "--out", tmp_path / "run") == 2
         assert capfd.readouterr().err == f'kssm train: {module} is missing: pip install ".[train]" brings it\n'
 
@@ -211,7 +214,7 @@ exec(start)
 
     @pytest.mark.parametrize("file", ["README.md", ".ci/run", "docs/waiting.md"])
     def test_what_is_written_is_what_is_set(self, file: str):
-        text = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+        text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
         assert "=".join(WAITING) in text
 
     def test_nothing_is_set_once_torch_is_loaded(self, monkeypatch: pytest.MonkeyPatch):

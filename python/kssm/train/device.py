@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from kssm.config import UsageError
+from kssm.options import UsageError
 
 __all__ = [
     "memory_in_use",

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kssm import data
-from kssm.config import UsageError
 from kssm.data import Dataset, Vocabulary, find_files, read_corpus, standard_library_files, write_corpus
+from kssm.options import UsageError
 
 
 def write(path: Path, content: str | bytes) -> Path:

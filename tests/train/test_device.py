@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from kssm import device as devices
-from kssm.config import UsageError
-from kssm.device import (
+from kssm.options import UsageError
+from kssm.train import device as devices
+from kssm.train.device import (
     memory_in_use,
     release_memory,
     resolve_device,
@@ -21,7 +21,7 @@ from kssm.device import (
     total_memory,
 )
 
-from tests.runs import metrics, train
+from tests.train.runs import metrics, train
 
 STATE = torch.arange(4, dtype=torch.uint8)
 Calls = list[tuple[Any, ...]]
@@ -154,7 +154,7 @@ def test_a_run_releases_memory_after_each_evaluation_and_before_its_checkpoint(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tyro", reason="the trainer needs the train extra")
-    from kssm import checkpoint, trainer
+    from kssm.train import checkpoint, trainer
 
     done: list[str] = []
 

@@ -1,0 +1,1 @@
+"""Training: a run's configuration, the loop, the run on disk, devices."""

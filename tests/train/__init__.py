@@ -1,0 +1,1 @@
+"""The trainer, its data, its devices and its command line."""
