@@ -1,4 +1,5 @@
-// Declarations of this instruction set's entry points, for the table in kernels.cpp.
+// Declarations of this instruction set's entry points, for the table in kernels.cpp. `watch` is for signals, if the call is
+// long.
 #pragma once
 
 #include "../math/number.h"
@@ -6,16 +7,9 @@
 
 KSSM_NAMESPACE_BEGIN
 
-bool order_parameters_forward(const PhaseRows& theta, int harmonics, void* features, int threads);
-bool order_parameters_backward(const PhaseRows& theta, int harmonics, const void* features, const void* gradient,
-                               void* grad_theta, int threads);
-bool kuramoto_forward(const KuramotoCall& call, void* features, void* phases);
-bool kuramoto_backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets);
-void bistable_forward(const void* params, int64_t rows, int code, double low, double high, void* coupling, void* u,
-                      void* delta);
-void bistable_backward(const void* params, int64_t rows, int code, double low, double high, const void* g_coupling,
-                       const void* g_u, const void* g_delta, void* grad_params);
-bool sign_split(const SignSplitCall& call);
+#define KSSM_DECLARE(name, Call) bool name(const Call& call, int threads, Watch* watch);
+KSSM_CPU_CALLS(KSSM_DECLARE)
+#undef KSSM_DECLARE
 void arithmetic_floor(int64_t vectors, int harmonics, int threads);
 
 KSSM_NAMESPACE_END

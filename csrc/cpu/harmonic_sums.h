@@ -56,7 +56,7 @@ template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmo
 // that may be read up to the next whole vector; scratch is null for a row of one block. A longer row's blocks are
 // shared out among the threads, and their sums added in order, in double.
 template <class T, class Phases>
-inline void row_features(int64_t n, int harmonics, int threads, const Phases& phases, FeatureWork<T>& work, int code,
+inline void row_features(int64_t n, int harmonics, int threads, const Phases& phases, FeatureWork<T>& work, int64_t code,
                          void* target, bool& ok, Watch* watch) {
   const int64_t blocks = (n + kBlock - 1) / kBlock, width = 2 * harmonics;
   T *sums = work.sums, *row = work.row;
@@ -93,7 +93,7 @@ inline void row_features(int64_t n, int harmonics, int threads, const Phases& ph
 // From a row's features and their gradient, what the adjoint of its phases multiplies the cosines and the sines with:
 // weights, 2H elements. work: 6H elements.
 template <class T>
-inline void adjoint_weights(int code, const void* features, const void* gradient, int64_t n, int harmonics, T* work,
+inline void adjoint_weights(int64_t code, const void* features, const void* gradient, int64_t n, int harmonics, T* work,
                             T* weights) {
   const T* f = contiguous_row<T>(code, features, 3 * harmonics, work);
   const T* g = contiguous_row<T>(code, gradient, 3 * harmonics, work + 3 * harmonics);

@@ -38,10 +38,8 @@ void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
   });
 }
 
-const Kernels kernels = {
-    KSSM_STRING(KSSM_ISA),     kBytes,           order_parameters_forward, order_parameters_backward, kuramoto_forward,
-    kuramoto_backward,         bistable_forward, bistable_backward,        sign_split,
-    arithmetic_floor,
-};
+#define KSSM_ENTRY(name, Call) name,
+const Kernels kernels = {KSSM_STRING(KSSM_ISA), kBytes, arithmetic_floor, KSSM_CPU_CALLS(KSSM_ENTRY)};
+#undef KSSM_ENTRY
 
 KSSM_NAMESPACE_END

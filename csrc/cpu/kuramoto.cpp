@@ -1,5 +1,5 @@
 // Mean-field phase update and order parameters of the updated phases, row by row, and their adjoint. Equations:
-// kssm_kernels/ops/kuramoto_features.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
+// kssm_kernels/ops/kuramoto/__init__.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
 // a longer row has all threads to itself (kuramoto_long.cpp). The steps are taken row by row; the features, and their
 // adjoint, of short rows as many at a time as a vector has lanes.
 
@@ -27,13 +27,13 @@ struct Plan : Chunks {
 };
 
 template <class T> void load_theta(const KuramotoCall& call, int64_t row, T* out) {
-  const Operand& theta = call.operands[kTheta];
+  const OperandRows& theta = call.operands[kTheta];
   load_row<T>(call.code, element(theta.data, call.code, row * theta.row_stride), theta.column_stride, call.n, out);
 }
 
 // The phases of one row, to be read in whole vectors: where they lie, or in scratch.
 template <class T> const T* theta_row(const KuramotoCall& call, int64_t row, T* scratch) {
-  const Operand& theta = call.operands[kTheta];
+  const OperandRows& theta = call.operands[kTheta];
   return whole_row<T>(call.code, element(theta.data, call.code, row * theta.row_stride), theta.column_stride, call.n,
                       scratch);
 }
@@ -113,7 +113,7 @@ template <class T> bool forward(const KuramotoCall& call, void* features, void* 
 // Gradients of one operand: summed over rows in one partial result per chunk, then over chunks in order.
 template <class T> class GradientSum {
  public:
-  GradientSum(const GradientTarget& target, int code, int64_t n, int64_t chunks, bool& ok)
+  GradientSum(const GradientTarget& target, int64_t code, int64_t n, int64_t chunks, bool& ok)
       : target_(target), code_(code), n_(n), chunks_(chunks), columns_(shared_columns() ? chunks * n : 0, ok),
         scalars_(shared_scalar() ? chunks : 0, ok) {
     if (failed(ok)) return;
@@ -156,7 +156,7 @@ template <class T> class GradientSum {
   bool shared_scalar() const { return wanted() && !target_.per_row && !target_.per_column; }
 
   const GradientTarget target_;
-  const int code_;
+  const int64_t code_;
   const int64_t n_, chunks_;
   Buffer<T> columns_;
   Buffer<double> scalars_;
@@ -314,8 +314,8 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
       {targets[kTheta], targets[kTheta].per_row ? call.code : code_of<T>(), call.n, plan.count, ok},
       {targets[kCoupling], code_of<T>(), call.n, plan.count, ok},
       {targets[kOmega], code_of<T>(), call.n, plan.count, ok},
-      {targets[kLag], code_of<T>(), call.n, plan.count, ok},
-      {targets[kNoise], code_of<T>(), call.n, plan.count, ok},
+      {targets[kPhaseLag], code_of<T>(), call.n, plan.count, ok},
+      {targets[kNoiseScale], code_of<T>(), call.n, plan.count, ok},
   };
   if (failed(ok)) return false;
   parallel_for(plan.count, plan.threads, [&](int64_t chunk) {
@@ -343,22 +343,28 @@ bool backward_any(const KuramotoCall& call, const KuramotoSaved& saved, const Gr
                          : backward<T>(call, saved, targets);
 }
 
-KuramotoCall watched_call(const KuramotoCall& call) {
-  KuramotoCall mine = call;
-  mine.watch = watched(call.watch, work(call));
-  return mine;
+template <class Call> KuramotoCall read(const Call& call, int threads, Watch* watch) {
+  KuramotoCall found(call, threads, watch);
+  found.watch = watched(watch, work(found));
+  return found;
 }
 
 }  // namespace
 
-bool kuramoto_forward(const KuramotoCall& call, void* features, void* phases) {
-  const KuramotoCall mine = watched_call(call);
-  return call.code == kFloat64 ? forward_any<double>(mine, features, phases) : forward_any<float>(mine, features, phases);
+bool kuramoto_forward(const KuramotoForward& packed, int threads, Watch* watch) {
+  const KuramotoCall call = read(packed, threads, watch);
+  void *const features = pointer(packed.features), *const phases = pointer(packed.phases);
+  return call.code == kFloat64 ? forward_any<double>(call, features, phases) : forward_any<float>(call, features, phases);
 }
 
-bool kuramoto_backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
-  const KuramotoCall mine = watched_call(call);
-  return call.code == kFloat64 ? backward_any<double>(mine, saved, targets) : backward_any<float>(mine, saved, targets);
+bool kuramoto_backward(const KuramotoBackward& packed, int threads, Watch* watch) {
+  const KuramotoCall call = read(packed, threads, watch);
+  const KuramotoSaved saved = {pointer(packed.features), pointer(packed.phases), pointer(packed.g_features),
+                               pointer(packed.g_phases)};
+  GradientTarget targets[kOperands];
+  for (int k = 0; k < kOperands; ++k)
+    targets[k] = {pointer(packed.targets[k].data), packed.targets[k].per_row != 0, packed.targets[k].per_column != 0};
+  return call.code == kFloat64 ? backward_any<double>(call, saved, targets) : backward_any<float>(call, saved, targets);
 }
 
 KSSM_NAMESPACE_END

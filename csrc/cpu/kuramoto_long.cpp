@@ -14,7 +14,7 @@ template <class T> bool forward_long(const KuramotoCall& call, int threads, void
   RowBuffer<T> own(in_place ? 1 : n, ok), moved(row.keeping().in_two ? n : 1, ok);
   FeatureWork<T> work(call.harmonics, ok);
   if (failed(ok)) return false;
-  const Operand& theta = call.operands[kTheta];
+  const OperandRows& theta = call.operands[kTheta];
   for (int64_t r = 0; r < call.rows && ok && !row.stopped(); ++r) {
     row.set_row(r);
     T* const end = in_place ? static_cast<T*>(phases) + r * n : static_cast<T*>(own);
@@ -142,7 +142,7 @@ template <class T> class LongAdjoint {
 
   void run_row(int64_t r, bool& ok) {
     row_.set_row(r);
-    const Operand& theta = call_.operands[kTheta];
+    const OperandRows& theta = call_.operands[kTheta];
     start_ = row_.start(element(theta.data, call_.code, r * theta.row_stride), theta.column_stride, first_, moved());
     if (call_.steps) means_[0] = row_.mean_field(start_);
     for (int64_t s = 0; s < marks_.first(marks_.segments - 1) && !row_.stopped(); ++s) {

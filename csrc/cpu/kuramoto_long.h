@@ -93,7 +93,7 @@ template <class T> class LongRow {
                   const Totals& totals) {
     for_blocks([&](int64_t block, int64_t block_end) {
       alignas(64) float xi[kBlock + 127];
-      const bool noise = totals.columns[kNoise] || totals.summed[kNoise];
+      const bool noise = totals.columns[kNoiseScale] || totals.summed[kNoiseScale];
       if (noise) fill_normals(row_, step, call_.seed, block, block_end - block, xi);
       Vec<T> scalars[kOperands] = {};
       const Vec<T> mean_cos = splat<Vec<T>>(z.cos), mean_sin = splat<Vec<T>>(z.sin);
@@ -108,8 +108,8 @@ template <class T> class LongRow {
         own.sin = own.sin + cosine;
         gain(totals, kCoupling, j, dt_g * pull(mean_cos, mean_sin, c, s), scalars);
         gain(totals, kOmega, j, dt_g, scalars);
-        gain(totals, kLag, j, -(dt_g_k * q), scalars);
-        if (noise) gain(totals, kNoise, j, -(gj * load_normals(xi + (j - block), T(0))), scalars);
+        gain(totals, kPhaseLag, j, -(dt_g_k * q), scalars);
+        if (noise) gain(totals, kNoiseScale, j, -(gj * load_normals(xi + (j - block), T(0))), scalars);
         store(g + j, own_adjoint(gj, dt_g_k, q));
       };
       const Vec<T> on_cos = splat<Vec<T>>(after_gradient.cos), on_sin = splat<Vec<T>>(after_gradient.sin);

@@ -1,7 +1,7 @@
 // One row of up to kBlock oscillators: its mean field, its steps and their adjoints. Longer rows: kuramoto_long.h.
 #pragma once
 
-#include "kernels.h"
+#include "kuramoto_call.h"
 #include "noise.h"
 #include "parallel.h"
 #include "trig.h"
@@ -18,7 +18,7 @@ template <class T> struct View {
   KSSM_FN Vec<T> at(int64_t j, int64_t n) const { return column ? load(column + j, n - j) : splat<Vec<T>>(value); }
 };
 
-template <class T> KSSM_FN View<T> view(const Operand& operand, int64_t row) {
+template <class T> KSSM_FN View<T> view(const OperandRows& operand, int64_t row) {
   if (!operand.data) return {nullptr, static_cast<T>(operand.value)};
   const T* p = static_cast<const T*>(operand.data) + row * operand.row_stride;
   return operand.column_stride ? View<T>{p, T(0)} : View<T>{nullptr, *p};
@@ -42,17 +42,17 @@ template <class V> KSSM_FN void only_live(int64_t left, V& c, V& s) {
 template <class T> class RowOperands {
  public:
   RowOperands(const KuramotoCall& call, int64_t row)
-      : n_(call.n), dt_(splat<Vec<T>>(T(call.dt))), has_omega_(call.has_omega), has_lag_(call.has_lag),
+      : n_(call.n), dt_(splat<Vec<T>>(T(call.dt))), has_omega_(call.has_omega), has_phase_lag_(call.has_phase_lag),
         has_noise_(call.has_noise), coupling_(view<T>(call.operands[kCoupling], row)),
-        omega_(view<T>(call.operands[kOmega], row)), lag_(view<T>(call.operands[kLag], row)),
-        noise_(view<T>(call.operands[kNoise], row)) {}
+        omega_(view<T>(call.operands[kOmega], row)), phase_lag_(view<T>(call.operands[kPhaseLag], row)),
+        noise_scale_(view<T>(call.operands[kNoiseScale], row)) {}
 
   KSSM_FN Vec<T> dt() const { return dt_; }
   KSSM_FN Vec<T> coupling(int64_t j) const { return coupling_.at(j, n_); }
   // cos and sin of x + lag, from those of x
   KSSM_FN void shift(Vec<T> x, int64_t j, Vec<T>& c, Vec<T>& s) const {
-    if (!has_lag_) return;
-    const Vec<T> y[1] = {x + lag_.at(j, n_)};
+    if (!has_phase_lag_) return;
+    const Vec<T> y[1] = {x + phase_lag_.at(j, n_)};
     Vec<T> ys[1], yc[1];
     sincos<T, 1>(y, ys, yc);
     c = yc[0];
@@ -63,14 +63,14 @@ template <class T> class RowOperands {
     Vec<T> velocity = coupling(j) * pull(splat<Vec<T>>(z.cos), splat<Vec<T>>(z.sin), c, s);
     if (has_omega_) velocity = velocity + omega_.at(j, n_);
     const Vec<T> y = fma(dt_, velocity, from);
-    return has_noise_ ? fma(-noise_.at(j, n_), load_normals(xi + (j - begin), T(0)), y) : y;
+    return has_noise_ ? fma(-noise_scale_.at(j, n_), load_normals(xi + (j - begin), T(0)), y) : y;
   }
 
  private:
   const int64_t n_;
   const Vec<T> dt_;
-  const bool has_omega_, has_lag_, has_noise_;
-  const View<T> coupling_, omega_, lag_, noise_;
+  const bool has_omega_, has_phase_lag_, has_noise_;
+  const View<T> coupling_, omega_, phase_lag_, noise_scale_;
 };
 
 // Which way the phases of a call's steps are kept: phase_step.h.
@@ -150,7 +150,7 @@ template <class T> class KuramotoRow {
   // g: the gradient after the step on entry, before it on return; totals[k] (or null) gains operand k's share.
   void adjoint(const T* theta, Mean<T> z, int64_t step, T* g, T* const* totals) {
     const Vec<T> mean_cos = splat<Vec<T>>(z.cos), mean_sin = splat<Vec<T>>(z.sin);
-    if (totals[kNoise]) fill_normals(row_, step, call_.seed, 0, n_, xi_);
+    if (totals[kNoiseScale]) fill_normals(row_, step, call_.seed, 0, n_, xi_);
     const RowOperands<T> operands(call_, row_);
     Vec<T> sum_cos{}, sum_sin{};
     for (int64_t j = 0; j < n_; j += W) {
@@ -162,8 +162,8 @@ template <class T> class KuramotoRow {
       sum_sin = sum_sin + dt_g_k * c;
       gain(totals[kCoupling], j, dt_g * pull(mean_cos, mean_sin, c, s));
       gain(totals[kOmega], j, dt_g);
-      gain(totals[kLag], j, -(dt_g_k * q));
-      if (totals[kNoise]) gain(totals[kNoise], j, -(gj * load_normals(xi_ + j, T(0))));
+      gain(totals[kPhaseLag], j, -(dt_g_k * q));
+      if (totals[kNoiseScale]) gain(totals[kNoiseScale], j, -(gj * load_normals(xi_ + j, T(0))));
       store(g + j, own_adjoint(gj, dt_g_k, q));
     }
     const Mean<T> grad = mean(lane_sum<T>(sum_cos), lane_sum<T>(sum_sin));

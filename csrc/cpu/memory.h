@@ -4,14 +4,17 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include "../calls.h"
+
 #include "simd.h"
 
 KSSM_NAMESPACE_BEGIN
 
-// The codes of kssm_kernels/ops/_door.py; arithmetic is float for the 16-bit ones.
-enum Dtype { kFloat32 = 0, kFloat64 = 1, kBfloat16 = 2, kFloat16 = 3 };
-template <class T> constexpr int code_of() { return sizeof(T) == 8 ? kFloat64 : kFloat32; }
-KSSM_FN int64_t dtype_size(int code) { return code == kFloat32 ? 4 : code == kFloat64 ? 8 : 2; }
+// Arithmetic is float for the 16-bit ones.
+template <class T> constexpr int64_t code_of() { return sizeof(T) == 8 ? kFloat64 : kFloat32; }
+KSSM_FN int64_t dtype_size(int64_t code) { return code == kFloat32 ? 4 : code == kFloat64 ? 8 : 2; }
+
+KSSM_FN void* pointer(int64_t address) { return reinterpret_cast<void*>(address); }
 
 KSSM_FN float bfloat16_to_float(uint16_t h) { return from_bits<float>(static_cast<int32_t>(static_cast<uint32_t>(h) << 16)); }
 
@@ -40,14 +43,14 @@ KSSM_FN uint16_t float_to_float16(float x) {
 }
 
 // count elements from `source` (of dtype code, `stride` elements apart) to contiguous T.
-template <class T> __attribute__((noinline)) void load_row(int code, const void* source, int64_t stride, int64_t count, T* out) {
+template <class T> __attribute__((noinline)) void load_row(int64_t code, const void* source, int64_t stride, int64_t count, T* out) {
   if (code == kFloat32) {
     const float* p = static_cast<const float*>(source);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(p[i * stride]);
   } else if (code == kFloat64) {
     const double* p = static_cast<const double*>(source);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(p[i * stride]);
-  } else if (code == kBfloat16) {
+  } else if (code == kBFloat16) {
     const uint16_t* p = static_cast<const uint16_t*>(source);
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<T>(bfloat16_to_float(p[i * stride]));
   } else {
@@ -56,14 +59,14 @@ template <class T> __attribute__((noinline)) void load_row(int code, const void*
   }
 }
 
-template <class T> __attribute__((noinline)) void store_row(int code, void* target, int64_t count, const T* source) {
+template <class T> __attribute__((noinline)) void store_row(int64_t code, void* target, int64_t count, const T* source) {
   if (code == kFloat32) {
     float* p = static_cast<float*>(target);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(source[i]);
   } else if (code == kFloat64) {
     double* p = static_cast<double*>(target);
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<double>(source[i]);
-  } else if (code == kBfloat16) {
+  } else if (code == kBFloat16) {
     uint16_t* p = static_cast<uint16_t*>(target);
     for (int64_t i = 0; i < count; ++i) p[i] = float_to_bfloat16(static_cast<float>(source[i]));
   } else {
@@ -73,29 +76,29 @@ template <class T> __attribute__((noinline)) void store_row(int code, void* targ
 }
 
 // The row itself where it is one of T, otherwise its copy.
-template <class T> KSSM_FN const T* contiguous_row(int code, const void* source, int64_t count, T* copy) {
+template <class T> KSSM_FN const T* contiguous_row(int64_t code, const void* source, int64_t count, T* copy) {
   if (code == code_of<T>()) return static_cast<const T*>(source);
   load_row<T>(code, source, 1, count, copy);
   return copy;
 }
 
 // A row of T that whole vectors may be read from, or written to, in its place.
-template <class T> KSSM_FN bool whole_vectors(int code, int64_t stride, int64_t count) {
+template <class T> KSSM_FN bool whole_vectors(int64_t code, int64_t stride, int64_t count) {
   return code == code_of<T>() && stride == 1 && count % kLanes<T> == 0;
 }
 
 // A row to be read in whole vectors: itself if it can be, otherwise its copy.
 template <class T>
-KSSM_FN const T* whole_row(int code, const void* source, int64_t stride, int64_t count, T* copy) {
+KSSM_FN const T* whole_row(int64_t code, const void* source, int64_t stride, int64_t count, T* copy) {
   if (whole_vectors<T>(code, stride, count)) return static_cast<const T*>(source);
   load_row<T>(code, source, stride, count, copy);
   return copy;
 }
 
-KSSM_FN const void* element(const void* base, int code, int64_t index) {
+KSSM_FN const void* element(const void* base, int64_t code, int64_t index) {
   return static_cast<const char*>(base) + index * dtype_size(code);
 }
-KSSM_FN void* element(void* base, int code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
+KSSM_FN void* element(void* base, int64_t code, int64_t index) { return static_cast<char*>(base) + index * dtype_size(code); }
 
 // The C library maps and unmaps large blocks at each call, and their first touch, 4 KiB at a time, took as long as the
 // arithmetic: 41,000 page faults for four million oscillators and ten steps. Huge pages are touched 512 times less often.

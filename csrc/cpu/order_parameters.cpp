@@ -1,4 +1,4 @@
-// Order parameters [C | S | M] of every row of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters.py.
+// Order parameters [C | S | M] of every row of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters/__init__.py.
 //
 // Rows of up to kLaneRows oscillators are taken as many at a time as a vector has lanes, and rows of up to kBlock one at
 // a time: either way shared out among the threads. A longer row is cut into blocks that all threads work on, whose sums
@@ -11,6 +11,17 @@
 KSSM_NAMESPACE_BEGIN
 
 namespace {
+
+struct PhaseRows {
+  const void* data;
+  int64_t rows, n, row_stride, column_stride, code;
+  Watch* watch;
+
+  template <class Call>
+  PhaseRows(const Call& call, Watch* watching)
+      : data(pointer(call.theta)), rows(call.rows), n(call.n), row_stride(call.row_stride),
+        column_stride(call.column_stride), code(call.code), watch(watching) {}
+};
 
 KSSM_FN double work(const PhaseRows& theta, int harmonics) {
   return static_cast<double>(theta.rows) * static_cast<double>(theta.n) * (2 * harmonics + 20) / kLanes<float>;
@@ -28,7 +39,7 @@ KSSM_FN const T* phases(const PhaseRows& theta, int64_t row, int64_t begin, int6
 // A lane's width of result rows of `count`, from row `first` on: each in its place, or in scratch and stored from there.
 template <class T> class ResultRows {
  public:
-  ResultRows(void* data, int code, int64_t count, bool& ok)
+  ResultRows(void* data, int64_t code, int64_t count, bool& ok)
       : data_(data), code_(code), count_(count), in_place_(whole_vectors<T>(code, 1, count)), scratch_(kLanes<T>, count, ok) {}
 
   T* const* start(int64_t first, int64_t last) {
@@ -43,7 +54,7 @@ template <class T> class ResultRows {
 
  private:
   void* const data_;
-  const int code_;
+  const int64_t code_;
   const int64_t count_;
   const bool in_place_;
   Rows<T> scratch_;
@@ -150,14 +161,20 @@ bool backward(const PhaseRows& theta, int harmonics, const void* features, const
 
 }  // namespace
 
-bool order_parameters_forward(const PhaseRows& theta, int harmonics, void* features, int threads) {
+bool order_parameters_forward(const OrderParametersForward& call, int threads, Watch* watch) {
+  const PhaseRows theta(call, watch);
+  const int harmonics = static_cast<int>(call.harmonics);
+  void* const features = pointer(call.features);
   threads = worth_threads(work(theta, harmonics), threads);
   return theta.code == kFloat64 ? forward<double>(theta, harmonics, features, threads)
                                 : forward<float>(theta, harmonics, features, threads);
 }
 
-bool order_parameters_backward(const PhaseRows& theta, int harmonics, const void* features, const void* gradient,
-                               void* grad_theta, int threads) {
+bool order_parameters_backward(const OrderParametersBackward& call, int threads, Watch* watch) {
+  const PhaseRows theta(call, watch);
+  const int harmonics = static_cast<int>(call.harmonics);
+  const void *const features = pointer(call.features), *const gradient = pointer(call.g_features);
+  void* const grad_theta = pointer(call.g_theta);
   threads = worth_threads(work(theta, harmonics), threads);
   return theta.code == kFloat64 ? backward<double>(theta, harmonics, features, gradient, grad_theta, threads)
                                 : backward<float>(theta, harmonics, features, gradient, grad_theta, threads);

@@ -1,5 +1,5 @@
 // The sign-split EMA step on a list of tensors, in one pass over memory.
-// Equations: kssm_kernels/optim/sign_split_ema.py.
+// Equations: kssm_kernels/optim/sign_split/__init__.py.
 
 #include "entry_points.h"
 #include "parallel.h"
@@ -46,6 +46,47 @@ struct Span {
 };
 
 constexpr DynamicMap dynamic_map;
+
+// One tensor of a call (SignSplitTensor in ../calls.h).
+struct TensorAt {
+  void* p;
+  const void* g;
+  void *positive, *negative, *temperature, *compensation;
+  float *positive_scale, *negative_scale;
+  const float* cryo;
+  float* rms;
+  const int64_t* step;
+  int64_t n, row, stream;
+
+  explicit TensorAt(const SignSplitTensor& t)
+      : p(pointer(t.p)), g(pointer(t.g)), positive(pointer(t.positive)), negative(pointer(t.negative)),
+        temperature(pointer(t.temperature)), compensation(pointer(t.compensation)),
+        positive_scale(static_cast<float*>(pointer(t.positive_scale))),
+        negative_scale(static_cast<float*>(pointer(t.negative_scale))),
+        cryo(static_cast<const float*>(pointer(t.cryo))), rms(static_cast<float*>(pointer(t.rms))),
+        step(static_cast<const int64_t*>(pointer(t.step))), n(t.n), row(t.row), stream(t.stream) {}
+};
+
+// The call as the kernels read it.
+struct SignSplitCall {
+  const SignSplitTensor* tensors;
+  int64_t count, param_code, grad_code, state_code;
+  int mode;
+  bool lazy, maximize, temperature, stochastic_param, stochastic_state, kahan;
+  int threads;
+  double lr, beta, kappa, eps, decay, cryo, scale, cool, heat, floor;
+  uint64_t seed;
+
+  SignSplitCall(const SignSplit& call, int usable)
+      : tensors(static_cast<const SignSplitTensor*>(pointer(call.tensors))), count(call.tensor_count),
+        param_code(call.options.param_code), grad_code(call.options.grad_code), state_code(call.options.state_code),
+        mode(static_cast<int>(call.options.mode)), lazy(call.options.lazy), maximize(call.options.maximize),
+        temperature(call.options.temperature), stochastic_param(call.options.stochastic_param),
+        stochastic_state(call.options.stochastic_state), kahan(call.options.kahan), threads(usable), lr(call.lr),
+        beta(call.options.beta), kappa(call.options.kappa), eps(call.options.eps), decay(call.options.decay),
+        cryo(call.options.cryo), scale(call.scale), cool(call.options.cool), heat(call.options.heat),
+        floor(call.options.floor), seed(call.options.seed) {}
+};
 
 template <class T> struct Stretch {
   T p[kStretch], before[kStretch], g[kStretch], positive[kStretch], negative[kStretch], temperature[kStretch];
@@ -147,15 +188,15 @@ template <> inline Steps<float>::Steps(int mode, bool temperature)
     : of{{chosen<float, float, float>(mode, temperature), chosen<float, uint16_t, float>(mode, temperature)},
          {chosen<uint16_t, float, float>(mode, temperature), chosen<uint16_t, uint16_t, float>(mode, temperature)}} {}
 
-KSSM_FN int64_t state_size(int code) { return code == kDynamic8 ? 1 : dtype_size(code); }
-KSSM_FN void* state_element(void* base, int code, int64_t i) { return static_cast<char*>(base) + i * state_size(code); }
+KSSM_FN int64_t state_size(int64_t code) { return code == kDynamic8 ? 1 : dtype_size(code); }
+KSSM_FN void* state_element(void* base, int64_t code, int64_t i) { return static_cast<char*>(base) + i * state_size(code); }
 
 template <class T> class Stepper {
  public:
   explicit Stepper(const SignSplitCall& call) : call_(call), steps_(call.mode, call.temperature) {
     const bool single = code_of<T>() == kFloat32;
-    param16_ = single && call.param_code == kBfloat16 && call.grad_code == kBfloat16 && !call.stochastic_param && !call.kahan;
-    state16_ = single && call.state_code == kBfloat16 && !call.stochastic_state;
+    param16_ = single && call.param_code == kBFloat16 && call.grad_code == kBFloat16 && !call.stochastic_param && !call.kahan;
+    state16_ = single && call.state_code == kBFloat16 && !call.stochastic_state;
     in_place_ = (param16_ || (call.param_code == code_of<T>() && call.grad_code == code_of<T>())) &&
                 (state16_ || call.state_code == code_of<T>()) && !call.stochastic_param && !call.stochastic_state;
     rule_ = {static_cast<T>(call.beta), static_cast<T>(1.0 - call.beta), static_cast<T>(call.kappa),
@@ -168,7 +209,7 @@ template <class T> class Stepper {
 
   // Returns the sum of (P + N)^2 where the mode needs it.
   double span(const Span& span, Stretch<T>& work) const {
-    const SignSplitTensor& t = call_.tensors[span.tensor];
+    const TensorAt t(call_.tensors[span.tensor]);
     const T rms = t.rms ? static_cast<T>(*t.rms) : T(0);
     const T resistance = call_.mode != kConsolidate ? rule_.kappa : rms > T(0) ? rule_.kappa / rms : T(0);
     // Without a buffer between there is no need to stop, but for the sum of float squares.
@@ -184,7 +225,7 @@ template <class T> class Stepper {
   }
 
  private:
-  double stretch(const SignSplitTensor& t, T resistance, int64_t begin, int64_t count, Stretch<T>& work) const {
+  double stretch(const TensorAt& t, T resistance, int64_t begin, int64_t count, Stretch<T>& work) const {
     const bool whole = count % kLanes<T> == 0;
     const bool param16 = whole && param16_, state16 = whole && state16_;
     const bool direct = param16 || (whole && call_.param_code == code_of<T>());
@@ -226,7 +267,7 @@ template <class T> class Stepper {
   }
 
   // Zeros behind the end: a gradient of zero there adds nothing to the sum of squares.
-  static void read(int code, const void* from, int64_t count, T* to) {
+  static void read(int64_t code, const void* from, int64_t count, T* to) {
     load_row<T>(code, from, 1, count, to);
     for (int64_t i = count; i < padded<T>(count); ++i) to[i] = T(0);
   }
@@ -243,7 +284,7 @@ template <class T> class Stepper {
                    Bits random) const {
     if (call_.state_code == kDynamic8) {
       write_codes(static_cast<uint8_t*>(to), scale[block], count, from, words, random);
-    } else if (call_.stochastic_state && call_.state_code == kBfloat16) {
+    } else if (call_.stochastic_state && call_.state_code == kBFloat16) {
       uint16_t* target = static_cast<uint16_t*>(to);
       for (int64_t i = 0; i < count; ++i) target[i] = stochastic_bfloat16(static_cast<float>(from[i]), random(words[i]));
     } else {
@@ -271,13 +312,13 @@ template <class T> class Stepper {
     for (int64_t i = 0; i < count; ++i) to[i] = static_cast<uint8_t>(static_cast<int32_t>(x[i]));
   }
 
-  static void add_compensation(const SignSplitTensor& t, int64_t begin, int64_t count, Stretch<T>& work) {
+  static void add_compensation(const TensorAt& t, int64_t begin, int64_t count, Stretch<T>& work) {
     const uint16_t* lost = static_cast<const uint16_t*>(t.compensation) + begin;
     for (int64_t i = 0; i < count; ++i)
       work.before[i] = work.p[i] = work.p[i] + static_cast<T>(bfloat16_to_float(lost[i]));
   }
 
-  void write_parameter(const SignSplitTensor& t, void* to, int64_t begin, int64_t count, Stretch<T>& work) const {
+  void write_parameter(const TensorAt& t, void* to, int64_t begin, int64_t count, Stretch<T>& work) const {
     if (t.compensation) {
       uint16_t* target = static_cast<uint16_t*>(to);
       uint16_t* lost = static_cast<uint16_t*>(t.compensation) + begin;
@@ -287,7 +328,7 @@ template <class T> class Stepper {
         target[i] = float_to_bfloat16(x);
         lost[i] = float_to_bfloat16(x - bfloat16_to_float(target[i]));
       }
-    } else if (call_.stochastic_param && call_.param_code == kBfloat16) {
+    } else if (call_.stochastic_param && call_.param_code == kBFloat16) {
       uint16_t* target = static_cast<uint16_t*>(to);
       for (int64_t i = 0; i < count; ++i)
         target[i] = stochastic_bfloat16(static_cast<float>(work.p[i]), bits_for_parameter(work.words[i]));
@@ -296,7 +337,7 @@ template <class T> class Stepper {
     }
   }
 
-  const T* row_steps(const SignSplitTensor& t, int64_t begin, int64_t count, T* out) const {
+  const T* row_steps(const TensorAt& t, int64_t begin, int64_t count, T* out) const {
     for (int64_t i = 0; i < count;) {
       const int64_t row = (begin + i) / t.row, end = (row + 1) * t.row - begin, last = end < count ? end : count;
       const T step = one_step_ / static_cast<T>(t.cryo[row]);
@@ -352,14 +393,15 @@ template <class T> bool run(const SignSplitCall& call) {
     double sum = 0.0;
     for (int64_t begin = 0; begin < call.tensors[i].n; begin += kPiece) sum += sums[s++];
     if (call.tensors[i].n)
-      *call.tensors[i].rms = static_cast<float>(__builtin_sqrt(sum / static_cast<double>(call.tensors[i].n)));
+      *TensorAt(call.tensors[i]).rms = static_cast<float>(__builtin_sqrt(sum / static_cast<double>(call.tensors[i].n)));
   }
   return true;
 }
 
 }  // namespace
 
-bool sign_split(const SignSplitCall& call) {
+bool sign_split(const SignSplit& packed, int threads, Watch*) {
+  const SignSplitCall call(packed, threads);
   return call.param_code == kFloat64 ? run<double>(call) : run<float>(call);
 }
 

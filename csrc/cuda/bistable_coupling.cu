@@ -1,10 +1,10 @@
 // Coupling strength of the bistable bank, and its adjoint: a thread for each row of ten parameters. A block's rows go
 // through shared memory, so that global memory is read and written 128 bits at a time, whatever ten elements take.
-// Equations: kssm_kernels/ops/bistable_coupling.py.
+// Equations: kssm_kernels/ops/bistable_coupling/__init__.py.
 
 #include "storage.h"
 
-#include "../math/bistable.h"
+#include "../math/bistable_coupling.h"
 
 #include <math.h>
 
@@ -13,18 +13,6 @@ KSSM_NAMESPACE_BEGIN
 namespace {
 
 constexpr int kParameters = 10, kRows = 128;
-
-struct Forward {
-  int64_t params, rows, code;
-  double low, high;
-  int64_t coupling, u, delta;
-};
-
-struct Backward {
-  int64_t params, rows, code;
-  double low, high;
-  int64_t g_coupling, g_u, g_delta, g_params;
-};
 
 struct Exponential {
   KSSM_DEVICE float operator()(float x) const { return expf(x); }
@@ -66,7 +54,7 @@ KSSM_DEVICE int rows_here(int64_t rows) {
   return static_cast<int>(left < kRows ? left : kRows);
 }
 
-template <class S> __global__ void __launch_bounds__(kRows) forward(Forward call) {
+template <class S> __global__ void __launch_bounds__(kRows) forward(BistableCouplingForward call) {
   using T = Compute<S>;
   KSSM_SHARED(shared);
   T* const block = reinterpret_cast<T*>(shared);
@@ -77,12 +65,12 @@ template <class S> __global__ void __launch_bounds__(kRows) forward(Forward call
   if (r >= call.rows) return;
   const OwnRow<T> own(block);
   const Bistable<T> y = bistable(own.p, static_cast<T>(call.low), static_cast<T>(call.high), Exponential{});
-  store(at<T>(call.coupling, r), T(2) * y.sigmoid);
+  store(at<T>(call.k, r), T(2) * y.sigmoid);
   store(at<T>(call.u, r), y.u);
   store(at<T>(call.delta, r), y.delta);
 }
 
-template <class S> __global__ void __launch_bounds__(kRows) backward(Backward call) {
+template <class S> __global__ void __launch_bounds__(kRows) backward(BistableCouplingBackward call) {
   using T = Compute<S>;
   KSSM_SHARED(shared);
   T* const block = reinterpret_cast<T*>(shared);
@@ -95,7 +83,7 @@ template <class S> __global__ void __launch_bounds__(kRows) backward(Backward ca
     const T low = static_cast<T>(call.low), high = static_cast<T>(call.high);
     const Bistable<T> y = bistable(own.p, low, high, Exponential{});
     T g[kParameters];
-    bistable_adjoint(own.p, y, low, high, load(at<const T>(call.g_coupling, r)), load(at<const T>(call.g_u, r)),
+    bistable_adjoint(own.p, y, low, high, load(at<const T>(call.g_k, r)), load(at<const T>(call.g_u, r)),
                      load(at<const T>(call.g_delta, r)), g);
     KSSM_UNROLL
     for (int k = 0; k < kParameters; ++k) block[threadIdx.x * kParameters + k] = g[k];
@@ -110,29 +98,25 @@ template <class S, class Call> int launch_rows(void (*kernel)(Call), const Call&
 }
 
 struct RunForward {
-  const Forward& call;
+  const BistableCouplingForward& call;
   void* stream;
   template <class S> int run() const { return launch_rows<S>(forward<S>, call, stream); }
 };
 
 struct RunBackward {
-  const Backward& call;
+  const BistableCouplingBackward& call;
   void* stream;
   template <class S> int run() const { return launch_rows<S>(backward<S>, call, stream); }
 };
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_bistable_coupling_forward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Forward>(packed, bytes, device, [&](const Forward& call) {
-    return with_storage(call.code, RunForward{call, stream});
-  });
+int bistable_coupling_forward(const BistableCouplingForward& call, void* stream) {
+  return with_storage(call.code, RunForward{call, stream});
 }
 
-KSSM_EXPORT int kssm_cuda_bistable_coupling_backward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Backward>(packed, bytes, device, [&](const Backward& call) {
-    return with_storage(call.code, RunBackward{call, stream});
-  });
+int bistable_coupling_backward(const BistableCouplingBackward& call, void* stream) {
+  return with_storage(call.code, RunBackward{call, stream});
 }
 
 KSSM_NAMESPACE_END

@@ -137,18 +137,14 @@ template <class T> KSSM_FN int64_t adjoint_bytes(int64_t harmonics) {
 }
 
 // Features and their gradient, of a storage type that need not be the phases'.
-struct Saved {
-  int64_t features, gradient, code;
-};
-
 // numbers = those of a row; barriers before they may be read and after others have been.
 template <class T>
-KSSM_DEVICE void read_numbers(const Team& team, const Saved& saved, int64_t row, int64_t n, int harmonics, T* numbers) {
+KSSM_DEVICE void read_numbers(const Team& team, const SavedFeatures& saved, int64_t row, int64_t n, int harmonics, T* numbers) {
   T* const on_cos = numbers + groups_of(harmonics) * kPaddedNumbers;
   T* const on_sin = on_cos + harmonics;
   const T count = static_cast<T>(n);
   const auto feature = [&](int i) { return load_coded<T>(saved.code, saved.features, row * 3 * harmonics + i); };
-  const auto gradient = [&](int i) { return load_coded<T>(saved.code, saved.gradient, row * 3 * harmonics + i); };
+  const auto gradient = [&](int i) { return load_coded<T>(saved.code, saved.g_features, row * 3 * harmonics + i); };
   for (int h = team.rank; h < harmonics; h += team.lanes) {
     const T pull_m = gradient(2 * harmonics + h) / feature(2 * harmonics + h), weight = static_cast<T>(h + 1) / count;
     on_cos[h] = weight * (gradient(harmonics + h) + pull_m * feature(harmonics + h));

@@ -1,5 +1,4 @@
-// One thread's eight oscillators of a row, their step and its adjoint; the fields that every launch of the Kuramoto
-// update shares. Equations: kssm_kernels/ops/kuramoto_features.py.
+// One thread's eight oscillators of a row, their step and its adjoint. Equations: kssm_kernels/ops/kuramoto/__init__.py.
 #pragma once
 
 #include "team.h"
@@ -10,26 +9,8 @@
 
 KSSM_NAMESPACE_BEGIN
 
-struct Operand {  // element (r, j) lies at r * row_stride + j * column_stride, or is `value`; in the arithmetic dtype
-  int64_t data, row_stride, column_stride;
-  double value;
-  int64_t present;
-};
-
-struct Update {
-  int64_t rows, n;
-  double dt;
-  uint64_t seed;
-  int64_t keeping;
-  Operand coupling, omega, lag, noise;
-};
-
-// How a call keeps its phases between its steps (phase_step.h); kssm_kernels/ops/_update_gpu.py has the same numbers.
+// How a call keeps its phases between its steps (phase_step.h); kssm_kernels/ops/kuramoto/_gpu.py has the same numbers.
 constexpr int64_t kWhole = 0, kInTwo = 1, kWrapping = 2;
-
-struct Target {  // where a gradient goes, 0: not wanted
-  int64_t data, per_row, per_column;
-};
 
 constexpr int kItems = 8;
 
@@ -68,7 +49,7 @@ template <int V> struct Items {
   }
 };
 
-// The normal of oscillator j in one row and step, as kssm_kernels/ops/noise.py has it.
+// The normal of oscillator j in one row and step, as kssm_kernels/noise.py has it.
 KSSM_DEVICE float normal_at(uint64_t seed, int64_t step, int64_t row, int64_t j) {
   const uint64_t block = static_cast<uint64_t>(j / kNoiseGroup * kNoiseLanes + j % kNoiseLanes);
   const int word = static_cast<int>(j % kNoiseGroup) / kNoiseLanes;
@@ -88,18 +69,18 @@ template <class T> struct Mean {
 
 // Gradients of the four operands, summed over the steps; what nobody wants is never touched.
 template <class T> struct Totals {
-  T coupling[kItems], omega[kItems], lag[kItems], noise[kItems];
+  T coupling[kItems], omega[kItems], phase_lag[kItems], noise_scale[kItems];
 
   KSSM_DEVICE void clear() {
     KSSM_UNROLL
-    for (int k = 0; k < kItems; ++k) coupling[k] = omega[k] = lag[k] = noise[k] = T(0);
+    for (int k = 0; k < kItems; ++k) coupling[k] = omega[k] = phase_lag[k] = noise_scale[k] = T(0);
   }
 };
 
 template <class T, int V> class Row {
  public:
   // begin: of a segment in its row
-  KSSM_DEVICE Row(const Update& call, int64_t row, int64_t begin, const Items<V>& items)
+  KSSM_DEVICE Row(const KuramotoUpdate& call, int64_t row, int64_t begin, const Items<V>& items)
       : items(items), call_(call), row_(row), begin_(begin) {}
 
   // Cosines and sines of the phases; zeros for elements that are not there.
@@ -129,17 +110,17 @@ template <class T, int V> class Row {
     const T dt = static_cast<T>(call_.dt);
     KSSM_UNROLL
     for (int k = 0; k < kItems; ++k) to[k] = fma(dt, velocity[k], to[k]);
-    if (!call_.noise.present) return;
+    if (!call_.noise_scale.present) return;
     T scale[kItems];
-    get(call_.noise, scale);
+    get(call_.noise_scale, scale);
     for_normals(step, [&](T xi, int i, bool mine) { to[i] = mine ? fma(-scale[i], xi, to[i]) : to[i]; });
   }
 
   // The cosines and sines that the mean field pulls at.
   KSSM_DEVICE void shifted(const T (&x)[kItems], const T (&c)[kItems], const T (&s)[kItems], T (&ca)[kItems],
                            T (&sa)[kItems]) const {
-    if (call_.lag.present) {
-      get(call_.lag, ca);
+    if (call_.phase_lag.present) {
+      get(call_.phase_lag, ca);
       KSSM_UNROLL
       for (int k = 0; k < kItems; ++k) sa[k] = x[k] + ca[k];
       sincos_any(sa, sa, ca);
@@ -171,7 +152,7 @@ template <class T, int V> class Row {
                            Mean<T> z, Mean<T> gz, int64_t step, const Target* targets, T (&g)[kItems],
                            Totals<T>& totals) const {
     if (targets[3].data) {
-      T* const noise = totals.noise;
+      T* const noise = totals.noise_scale;
       for_normals(step, [&](T xi, int i, bool mine) { noise[i] = mine ? noise[i] - g[i] * xi : noise[i]; });
     }
     T strength[kItems];
@@ -182,7 +163,7 @@ template <class T, int V> class Row {
       const T dt_g = dt * g[k], dt_g_k = dt_g * strength[k], q = align(z.cos, z.sin, ca[k], sa[k]);
       if (targets[0].data) totals.coupling[k] = totals.coupling[k] + dt_g * pull(z.cos, z.sin, ca[k], sa[k]);
       if (targets[1].data) totals.omega[k] = totals.omega[k] + dt_g;
-      if (targets[2].data) totals.lag[k] = totals.lag[k] - dt_g_k * q;
+      if (targets[2].data) totals.phase_lag[k] = totals.phase_lag[k] - dt_g_k * q;
       g[k] = mean_field_adjoint(own_adjoint(g[k], dt_g_k, q), c[k], s[k], gz.cos, gz.sin);
     }
   }
@@ -213,7 +194,7 @@ template <class T, int V> class Row {
     for (int k = 0; k < kItems; ++k) x[k] = value;
   }
 
-  const Update& call_;
+  const KuramotoUpdate& call_;
   const int64_t row_, begin_;
 };
 

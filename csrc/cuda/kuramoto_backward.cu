@@ -1,5 +1,5 @@
 // The adjoint of all steps of rows that one team holds in registers: the steps once more, keeping states, and back.
-// Equations: kssm_kernels/ops/kuramoto_features.py.
+// Equations: kssm_kernels/ops/kuramoto/__init__.py.
 
 #include "harmonic_team.h"
 #include "kuramoto.h"
@@ -7,17 +7,6 @@
 KSSM_NAMESPACE_BEGIN
 
 namespace {
-
-struct Backward {
-  Update update;
-  int64_t start, start_row_stride, start_column_stride, code;
-  int64_t first, steps, states;  // states: [steps - 1, rows, n], arithmetic dtype
-  int64_t harmonics;
-  Saved end;          // features 0: none
-  int64_t g, g_code;  // the gradient after the steps, 0: none
-  int64_t parts, accumulate;
-  Target start_target, targets[4];
-};
 
 // A sum over rows is over a run of them, in order: its first row writes, the others add.
 template <class T> struct Place {
@@ -62,7 +51,7 @@ KSSM_DEVICE void put_total(const Team& team, const Target& target, const Place<T
 
 template <class S, int PARTS>
 __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168, 1)
-    backward(Backward call, int lanes, int64_t bytes) {
+    backward(KuramotoFusedBackward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
   constexpr int V = kVector<S>;
   KSSM_SHARED(shared);
@@ -78,16 +67,16 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168
     const bool active = part < call.parts && r < rows;
     const Row<T, V> row(call.update, r, 0, Items<V>{active ? static_cast<int>(n) : 0, lanes, team.rank});
     const S* const start =
-        reinterpret_cast<const S*>(call.start) + (active ? r * call.start_row_stride : 0);
+        reinterpret_cast<const S*>(call.start.theta) + (active ? r * call.start.row_stride : 0);
     T* const states = reinterpret_cast<T*>(call.states) + (active ? r * n : 0);
     T x[kItems], c[kItems], s[kItems], g[kItems];
 
-    row.items.load_from(start, call.start_column_stride, x);
+    row.items.load_from(start, call.start.column_stride, x);
     const int64_t replayed = call.end.features ? call.steps : call.steps - 1;  // phases after the last: for features
     const auto keep = [&](int64_t step, const T(&after)[kItems]) {
       if (step + 1 < call.steps) row.items.store_to(states + step * rows * n, after);
     };
-    take_steps<PARTS>(team, row, n, call.first, replayed, call.update.keeping == kWrapping, x, warps, turn, keep);
+    take_steps<PARTS>(team, row, n, call.first, replayed, call.keeping == kWrapping, x, warps, turn, keep);
 
     KSSM_UNROLL
     for (int k = 0; k < kItems; ++k) g[k] = T(0);
@@ -112,7 +101,7 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168
     Totals<T> totals;
     totals.clear();
     for (int64_t step = call.steps - 1; step >= 0; --step) {
-      if (step == 0) row.items.load_from(start, call.start_column_stride, x);
+      if (step == 0) row.items.load_from(start, call.start.column_stride, x);
       else row.items.load_from(static_cast<const T*>(states + (step - 1) * rows * n), 1, x);
       T ca[kItems], sa[kItems];
       row.unit_vectors(x, c, s);
@@ -126,23 +115,23 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters168
       }
       team_sum(team, sums, warps, turn);
       row.adjoint(c, s, ca, sa, Mean<T>{sums[0] / count, sums[1] / count}, Mean<T>{sums[2] / count, sums[3] / count},
-                  call.first + step, call.targets, g, totals);
+                  call.first + step, call.targets + 1, g, totals);
     }
 
     const Place<T> to{r, part, active, part < call.parts, i == 0, call.accumulate != 0};
-    put_total(team, call.targets[0], to, n, row.items, totals.coupling, warps, turn);
-    put_total(team, call.targets[1], to, n, row.items, totals.omega, warps, turn);
-    put_total(team, call.targets[2], to, n, row.items, totals.lag, warps, turn);
-    put_total(team, call.targets[3], to, n, row.items, totals.noise, warps, turn);
-    if (!call.start_target.data) continue;
+    put_total(team, call.targets[1], to, n, row.items, totals.coupling, warps, turn);
+    put_total(team, call.targets[2], to, n, row.items, totals.omega, warps, turn);
+    put_total(team, call.targets[3], to, n, row.items, totals.phase_lag, warps, turn);
+    put_total(team, call.targets[4], to, n, row.items, totals.noise_scale, warps, turn);
+    if (!call.targets[0].data) continue;
     const Place<T> to_start{r, part, active, part < call.parts, i == 0, false};
-    if (call.start_target.per_row) to_start.template put<S>(call.start_target, n, row.items, g);
-    else to_start.template put<T>(call.start_target, n, row.items, g);
+    if (call.targets[0].per_row) to_start.template put<S>(call.targets[0], n, row.items, g);
+    else to_start.template put<T>(call.targets[0], n, row.items, g);
   }
 }
 
 struct Run {
-  const Backward& call;
+  const KuramotoFusedBackward& call;
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
@@ -150,17 +139,15 @@ struct Run {
     if (!lanes || call.parts < 1) return kWrongCall;
     const int64_t bytes = team_sum_bytes<T>(lanes) + (call.end.features ? adjoint_bytes<T>(call.harmonics) : 0);
     const Shape shape(lanes, call.parts, bytes);
-    const auto kernel = call.update.keeping == kWhole ? backward<S, 1> : backward<S, 2>;
+    const auto kernel = call.keeping == kWhole ? backward<S, 1> : backward<S, 2>;
     return launch(kernel, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
   }
 };
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_kuramoto_backward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Backward>(packed, bytes, device, [&](const Backward& call) {
-    return with_storage(call.code, Run{call, stream});
-  });
+int kuramoto_backward(const KuramotoFusedBackward& call, void* stream) {
+  return with_storage(call.start.code, Run{call, stream});
 }
 
 KSSM_NAMESPACE_END

@@ -7,15 +7,9 @@ KSSM_NAMESPACE_BEGIN
 
 namespace {
 
-struct Forward {
-  Update update;
-  int64_t start, start_row_stride, start_column_stride, code;  // code: of the start, and of the features
-  int64_t first, steps, harmonics, features, phases, phases_code;
-};
-
 template <class S, int PARTS>
 __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : PARTS == 2 ? kRegisters168 : kRegisters128, 1)
-    forward(Forward call, int lanes, int64_t bytes) {
+    forward(KuramotoFusedForward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
   constexpr int V = kVector<S>;
   KSSM_SHARED(shared);
@@ -25,10 +19,10 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : PARTS == 2 ? 
   const bool active = r < call.update.rows;
   const Row<T, V> row(call.update, r, 0, Items<V>{active ? static_cast<int>(n) : 0, lanes, team.rank});
   T x[kItems];
-  row.items.load_from(reinterpret_cast<const S*>(call.start) + (active ? r * call.start_row_stride : 0),
-                      call.start_column_stride, x);
+  row.items.load_from(reinterpret_cast<const S*>(call.start.theta) + (active ? r * call.start.row_stride : 0),
+                      call.start.column_stride, x);
   int turn = 0;
-  take_steps<PARTS>(team, row, n, call.first, call.steps, call.update.keeping == kWrapping, x, warps, turn,
+  take_steps<PARTS>(team, row, n, call.first, call.steps, call.keeping == kWrapping, x, warps, turn,
                     [](int64_t, const T(&)[kItems]) {});
   if (call.phases && active) {
     if (call.phases_code == kCode<S>) row.items.store_to(reinterpret_cast<S*>(call.phases) + r * n, x);
@@ -50,7 +44,7 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : PARTS == 2 ? 
 }
 
 struct Run {
-  const Forward& call;
+  const KuramotoFusedForward& call;
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
@@ -58,17 +52,15 @@ struct Run {
     if (!lanes) return kWrongCall;
     const int64_t bytes = team_sum_bytes<T>(lanes) + (call.features ? features_bytes<T>(lanes, call.harmonics) : 0);
     const Shape shape(lanes, call.update.rows, bytes);
-    const auto kernel = call.update.keeping == kWhole ? forward<S, 1> : forward<S, 2>;
+    const auto kernel = call.keeping == kWhole ? forward<S, 1> : forward<S, 2>;
     return launch(kernel, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
   }
 };
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_kuramoto_forward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Forward>(packed, bytes, device, [&](const Forward& call) {
-    return with_storage(call.code, Run{call, stream});
-  });
+int kuramoto_forward(const KuramotoFusedForward& call, void* stream) {
+  return with_storage(call.start.code, Run{call, stream});
 }
 
 KSSM_NAMESPACE_END

@@ -10,25 +10,6 @@ namespace {
 
 static_assert(kPiece == kMaxLanes * kItems, "a segment is a block's");
 
-struct Step {
-  Update update;
-  int64_t code;                         // of the arithmetic
-  int64_t state, moved, z, index, out;  // state, moved, out: [rows, n]; z: [rows, 3]
-};
-
-struct AdjointSums {
-  Update update;
-  int64_t code;
-  int64_t state, z, g, sums, workspace;  // sums: [rows, 2], divided by n; workspace: [rows, segments, 2] and more
-};
-
-struct AdjointStep {
-  Update update;
-  int64_t code;
-  int64_t state, z, gz, index, g;
-  Target targets[4];  // [rows, n], or per row [rows, segments]; all gain
-};
-
 // The block's segment of a row.
 struct Segment {
   KSSM_DEVICE explicit Segment(int64_t n)
@@ -46,7 +27,7 @@ template <class T> KSSM_DEVICE Mean<T> mean_at(int64_t z, int64_t row, int width
 }
 
 // PARTS as in take_steps: with both in one kernel 86 registers, not 72, left room for two blocks, not three.
-template <class T, int PARTS> __global__ void __launch_bounds__(kMaxLanes, 1) step(Step call) {
+template <class T, int PARTS> __global__ void __launch_bounds__(kMaxLanes, 1) step(KuramotoStep call) {
   constexpr int V = kVector<T>;
   const Segment segment(call.update.n);
   const Row<T, V> row(call.update, segment.row, segment.begin, segment.items<V>());
@@ -55,20 +36,20 @@ template <class T, int PARTS> __global__ void __launch_bounds__(kMaxLanes, 1) st
   row.unit_vectors(x, c, s);
   const Mean<T> z = mean_at<T>(call.z, segment.row, 3);
   if constexpr (PARTS == 1) {
-    row.advance(x, c, s, z, call.index, x);
+    row.advance(x, c, s, z, call.step, x);
   } else {  // folded at every step: the state alone is then the rounded phase, which the mean field is of
     T* const kept = reinterpret_cast<T*>(call.moved) + segment.at;
     T moved[kItems];
     row.items.load_from(static_cast<const T*>(kept), 1, moved);
-    row.advance(x, c, s, z, call.index, moved);
+    row.advance(x, c, s, z, call.step, moved);
     KSSM_UNROLL
-    for (int k = 0; k < kItems; ++k) fold(x[k], moved[k], call.update.keeping == kWrapping);
+    for (int k = 0; k < kItems; ++k) fold(x[k], moved[k], call.keeping == kWrapping);
     row.items.store_to(kept, moved);
   }
   row.items.store_to(reinterpret_cast<T*>(call.out) + segment.at, x);
 }
 
-template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_sums(AdjointSums call) {
+template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_sums(KuramotoAdjointSums call) {
   constexpr int V = kVector<T>;
   KSSM_SHARED(shared);
   const Team team(static_cast<int>(blockDim.x));
@@ -108,7 +89,7 @@ KSSM_DEVICE void gain(const Target& target, const Team& team, const Segment& seg
   if (team.rank == 0) store(own, load(own) + sum[0]);
 }
 
-template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_step(AdjointStep call) {
+template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_step(KuramotoAdjointStep call) {
   constexpr int V = kVector<T>;
   KSSM_SHARED(shared);
   T* const warps = reinterpret_cast<T*>(shared);
@@ -122,28 +103,28 @@ template <class T> __global__ void __launch_bounds__(kMaxLanes, 1) adjoint_step(
   row.shifted(x, c, s, ca, sa);
   Totals<T> totals;
   totals.clear();
-  row.adjoint(c, s, ca, sa, mean_at<T>(call.z, segment.row, 3), mean_at<T>(call.gz, segment.row, 2), call.index,
+  row.adjoint(c, s, ca, sa, mean_at<T>(call.z, segment.row, 3), mean_at<T>(call.gz, segment.row, 2), call.step,
               call.targets, g, totals);
   row.items.store_to(reinterpret_cast<T*>(call.g) + segment.at, g);
   int turn = 0;
   gain(call.targets[0], team, segment, row.items, totals.coupling, warps, turn);
   gain(call.targets[1], team, segment, row.items, totals.omega, warps, turn);
-  gain(call.targets[2], team, segment, row.items, totals.lag, warps, turn);
-  gain(call.targets[3], team, segment, row.items, totals.noise, warps, turn);
+  gain(call.targets[2], team, segment, row.items, totals.phase_lag, warps, turn);
+  gain(call.targets[3], team, segment, row.items, totals.noise_scale, warps, turn);
 }
 
-int64_t segments_of(const Update& update) { return (update.n + kPiece - 1) / kPiece; }
+int64_t segments_of(const KuramotoUpdate& update) { return (update.n + kPiece - 1) / kPiece; }
 
 template <class T, class Call> int launch_segments(void (*kernel)(Call), const Call& call, void* stream) {
   const int64_t blocks = call.update.rows * segments_of(call.update);
   return launch(kernel, blocks, kMaxLanes, team_sum_bytes<T>(kMaxLanes), stream, call);
 }
 
-template <class T> int launch_step(const Step& call, void* stream) {
-  return launch_segments<T>(call.update.keeping == kWhole ? step<T, 1> : step<T, 2>, call, stream);
+template <class T> int launch_step(const KuramotoStep& call, void* stream) {
+  return launch_segments<T>(call.keeping == kWhole ? step<T, 1> : step<T, 2>, call, stream);
 }
 
-template <class T> int launch_sums(const AdjointSums& call, void* stream) {
+template <class T> int launch_sums(const KuramotoAdjointSums& call, void* stream) {
   const int error = launch_segments<T>(adjoint_sums<T>, call, stream);
   if (error) return error;
   const int64_t rows = call.update.rows, n = call.update.n;
@@ -152,23 +133,17 @@ template <class T> int launch_sums(const AdjointSums& call, void* stream) {
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_kuramoto_step(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Step>(packed, bytes, device, [&](const Step& call) {
-    return call.code == kFloat64 ? launch_step<double>(call, stream) : launch_step<float>(call, stream);
-  });
+int kuramoto_step(const KuramotoStep& call, void* stream) {
+  return call.code == kFloat64 ? launch_step<double>(call, stream) : launch_step<float>(call, stream);
 }
 
-KSSM_EXPORT int kssm_cuda_kuramoto_adjoint_sums(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<AdjointSums>(packed, bytes, device, [&](const AdjointSums& call) {
-    return call.code == kFloat64 ? launch_sums<double>(call, stream) : launch_sums<float>(call, stream);
-  });
+int kuramoto_adjoint_sums(const KuramotoAdjointSums& call, void* stream) {
+  return call.code == kFloat64 ? launch_sums<double>(call, stream) : launch_sums<float>(call, stream);
 }
 
-KSSM_EXPORT int kssm_cuda_kuramoto_adjoint_step(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<AdjointStep>(packed, bytes, device, [&](const AdjointStep& call) {
-    return call.code == kFloat64 ? launch_segments<double>(adjoint_step<double>, call, stream)
-                                 : launch_segments<float>(adjoint_step<float>, call, stream);
-  });
+int kuramoto_adjoint_step(const KuramotoAdjointStep& call, void* stream) {
+  return call.code == kFloat64 ? launch_segments<double>(adjoint_step<double>, call, stream)
+                               : launch_segments<float>(adjoint_step<float>, call, stream);
 }
 
 KSSM_NAMESPACE_END

@@ -1,7 +1,7 @@
-// How host code reaches the device: the current device, a launch, error codes. Every launcher takes the address of a
-// plain struct of 8-byte fields, which kssm_kernels/cuda packs, and returns 0 or a code that kssm_cuda_error explains.
+// How host code reaches the device: the launchers of all calls (../calls.h), the current device, a launch, error codes.
 #pragma once
 
+#include "../calls.h"
 #include "../math/number.h"
 
 #include <string.h>
@@ -41,14 +41,9 @@ class OnDevice {
   bool changed_ = false;
 };
 
-// Runs f(call) on the packed call's fields; a caller with other fields is turned away.
-template <class Call, class F> int with_call(const void* packed, int64_t bytes, int device, const F& f) {
-  if (bytes != static_cast<int64_t>(sizeof(Call))) return kWrongCall;
-  Call call;
-  memcpy(&call, packed, sizeof(Call));
-  const OnDevice on(device);
-  return on.error ? on.error : f(call);
-}
+#define KSSM_DECLARE(name, Call) int name(const Call& call, void* stream);
+KSSM_CUDA_CALLS(KSSM_DECLARE)
+#undef KSSM_DECLARE
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, void* stream,

@@ -1,17 +1,35 @@
-// What the library says of itself.
+// The library's C interface: a function for each call, and what it is.
 
 #include "team.h"
 
 KSSM_NAMESPACE_BEGIN
 
-// Bumped with every change of a call's fields; kssm_kernels/cuda/library.py has the same number.
-constexpr int kInterface = 3;
-
 #ifndef KSSM_CUDA_BUILD
 #define KSSM_CUDA_BUILD "for the host"
 #endif
 
-KSSM_EXPORT int kssm_cuda_abi() { return kInterface; }
+namespace {
+
+// launcher(call) of the packed call's fields; a caller with other fields is turned away.
+template <class Call>
+int run(int (*launcher)(const Call&, void*), const void* packed, int64_t bytes, int device, void* stream) {
+  if (bytes != static_cast<int64_t>(sizeof(Call))) return kWrongCall;
+  Call call;
+  memcpy(&call, packed, sizeof(Call));
+  const OnDevice on(device);
+  return on.error ? on.error : launcher(call, stream);
+}
+
+}  // namespace
+
+#define KSSM_ENTRY(name, Call)                                                                       \
+  KSSM_EXPORT int kssm_cuda_##name(const void* packed, int64_t bytes, int device, void* stream) {    \
+    return run<Call>(name, packed, bytes, device, stream);                                           \
+  }
+KSSM_CUDA_CALLS(KSSM_ENTRY)
+#undef KSSM_ENTRY
+
+KSSM_EXPORT const char* kssm_cuda_abi() { return KSSM_ABI; }
 KSSM_EXPORT const char* kssm_cuda_build() { return KSSM_CUDA_BUILD; }
 
 KSSM_EXPORT int kssm_cuda_on_host() {

@@ -1,4 +1,4 @@
-// Order parameters of rows of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters.py.
+// Order parameters of rows of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters/__init__.py.
 // A forward unit of work is a segment of a row; rows of several segments leave partial sums, which are added in order.
 
 #include "harmonic_team.h"
@@ -7,16 +7,6 @@
 KSSM_NAMESPACE_BEGIN
 
 namespace {
-
-struct Forward {
-  int64_t theta, rows, n, row_stride, column_stride, code, harmonics, segment;
-  int64_t features, workspace;  // workspace: partial sums, none if a segment is a row
-};
-
-struct Backward {
-  int64_t theta, rows, n, row_stride, column_stride, code, harmonics;
-  int64_t features, gradient, out;
-};
 
 template <class S> KSSM_DEVICE const S* row_of(int64_t theta, int64_t row, int64_t row_stride) {
   return reinterpret_cast<const S*>(theta) + row * row_stride;
@@ -38,7 +28,7 @@ template <class S> struct Phases {
 
 template <class S>
 __global__ void __launch_bounds__(sizeof(S) == 4 ? kRegisters128 : sizeof(S) == 2 ? kRegisters168 : kRegisters255, 1)
-    forward(Forward call, int lanes, int64_t bytes) {
+    forward(OrderParametersForward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
   KSSM_SHARED(shared);
   const Team team(lanes);
@@ -64,7 +54,7 @@ __global__ void __launch_bounds__(sizeof(S) == 4 ? kRegisters128 : sizeof(S) == 
 
 template <class S>
 __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128, 1)
-    backward(Backward call, int lanes, int64_t bytes) {
+    backward(OrderParametersBackward call, int lanes, int64_t bytes) {
   using T = Compute<S>;
   constexpr int V = kVector<S>;
   KSSM_SHARED(shared);
@@ -75,13 +65,13 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128
   const int64_t r = team.number() / pieces, begin = team.number() % pieces * kPiece;
   const bool active = r < call.rows;
   // a team without a row reads the first one's
-  read_numbers(team, Saved{call.features, call.gradient, call.code}, active ? r : 0, call.n, harmonics, numbers);
+  read_numbers(team, SavedFeatures{call.features, call.g_features, call.code}, active ? r : 0, call.n, harmonics, numbers);
   if (!active) return;
   const int64_t left = call.n - begin;
   const int count = static_cast<int>(left < kPiece ? left : kPiece);
   const Phases<S> phases{row_of<S>(call.theta, r, call.row_stride) + begin * call.column_stride, call.column_stride,
                          count, lanes, team.rank};
-  S* const out = reinterpret_cast<S*>(call.out) + r * call.n + begin;
+  S* const out = reinterpret_cast<S*>(call.g_theta) + r * call.n + begin;
   for (int i = 0; phases.at(i) < count; ++i) {
     T theta[V], g[V];
     phases(i, theta);
@@ -101,7 +91,7 @@ int team_lanes(int64_t n) {
 }
 
 struct RunForward {
-  const Forward& call;
+  const OrderParametersForward& call;
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
@@ -118,7 +108,7 @@ struct RunForward {
 };
 
 struct RunBackward {
-  const Backward& call;
+  const OrderParametersBackward& call;
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
@@ -132,16 +122,12 @@ struct RunBackward {
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_order_parameters_forward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Forward>(packed, bytes, device, [&](const Forward& call) {
-    return with_storage(call.code, RunForward{call, stream});
-  });
+int order_parameters_forward(const OrderParametersForward& call, void* stream) {
+  return with_storage(call.code, RunForward{call, stream});
 }
 
-KSSM_EXPORT int kssm_cuda_order_parameters_backward(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Backward>(packed, bytes, device, [&](const Backward& call) {
-    return with_storage(call.code, RunBackward{call, stream});
-  });
+int order_parameters_backward(const OrderParametersBackward& call, void* stream) {
+  return with_storage(call.code, RunBackward{call, stream});
 }
 
 KSSM_NAMESPACE_END

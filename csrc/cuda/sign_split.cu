@@ -1,5 +1,5 @@
 // The sign-split EMA step on a list of tensors, in one pass over memory.
-// Equations: kssm_kernels/optim/sign_split_ema.py.
+// Equations: kssm_kernels/optim/sign_split/__init__.py.
 //
 // A warp steps one chunk of one tensor, so that a block serves a part of a large tensor or several small ones alike;
 // there is no barrier. Which chunk is whose a warp finds by bisection in the numbers of the tensors' first chunks: a
@@ -12,24 +12,9 @@ KSSM_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int64_t kChunk = 512;  // elements of a warp, as in kssm_kernels/cuda/sign_split.py
+constexpr int64_t kChunk = 512;  // elements of a warp, as in kssm_kernels/optim/sign_split/_cuda.py
 constexpr int kSumThreads = 256, kSumsAtOnce = 16;
 constexpr int kWords = 496;  // of an upload: with its other fields below the 4 KiB of parameters that a launch may have
-
-struct Call {
-  int64_t tensors, gradients, first, count, chunks;  // first: [count + 1], numbers of the tensors' first chunks
-  int64_t param_code, grad_code, state_code, mode;
-  int64_t lazy, maximize, temperature, stochastic_param, stochastic_state, kahan, rows;  // rows: some have cryo per row
-  double lr, scale;  // where the addresses below are 0
-  int64_t lr_at, lr_code, scale_at, scale_code, found_at, found_code;
-  double beta, kappa, eps, decay, cryo, cool, heat, floor;
-  uint64_t seed;
-  int64_t sums;  // double [chunks], in consolidate
-};
-
-struct Upload {
-  int64_t from, to, words;  // addresses on the host and on the device, and how many words
-};
 
 struct Words {
   int64_t word[kWords];
@@ -48,7 +33,7 @@ template <class T> struct Arguments {
   Given<T> lr, scale;
   Given<float> found_inf;
   T cryo;
-  const TensorRow* tensors;
+  const SignSplitTensor* tensors;
   const int64_t *gradients, *first;
   int64_t count, chunks, grad_code, state_code;
   int mode;
@@ -57,7 +42,7 @@ template <class T> struct Arguments {
   double* sums;
 };
 
-__global__ void __launch_bounds__(kThreads) upload(Words words, int64_t count, int64_t* to) {
+__global__ void __launch_bounds__(kThreads) upload_words(Words words, int64_t count, int64_t* to) {
   for (int64_t i = threadIdx.x; i < count; i += kThreads) to[i] = words.word[i];
 }
 
@@ -107,7 +92,7 @@ KSSM_DEVICE T advance(const SignSplitRule<T>& rule, int mode, bool temperature, 
 
 // lr / cryo of each element: a division of integers for the first one's row, and one of numbers for each row.
 template <class T, int V>
-KSSM_DEVICE void row_steps(const TensorRow& t, T one_step, int64_t i, int64_t left, T (&step)[V]) {
+KSSM_DEVICE void row_steps(const SignSplitTensor& t, T one_step, int64_t i, int64_t left, T (&step)[V]) {
   int64_t row = i / t.row, place = i - row * t.row;
   T here = T(0);
   KSSM_UNROLL
@@ -127,7 +112,7 @@ template <class P, class S, bool PLAIN> struct Work {
   static constexpr int V = kRun<P, S>;
   static constexpr bool low_precision = !PLAIN && kCode<P> == kBFloat16;
 
-  KSSM_DEVICE Work(const Arguments<T>& arguments, const TensorRow& tensor, int64_t gradient_at, int64_t first)
+  KSSM_DEVICE Work(const Arguments<T>& arguments, const SignSplitTensor& tensor, int64_t gradient_at, int64_t first)
       : a(arguments), t(tensor), gradient(gradient_at), i(first), left(tensor.n - first),
         kahan(low_precision && a.kahan), random_param(low_precision && a.stochastic_param),
         random_means(!PLAIN && a.stochastic_state), temperature(!PLAIN && a.temperature),
@@ -189,7 +174,7 @@ template <class P, class S, bool PLAIN> struct Work {
   }
 
   const Arguments<T>& a;
-  const TensorRow& t;
+  const SignSplitTensor& t;
   const int64_t gradient, i, left;
   const bool kahan, random_param, random_means, temperature;
   const MeanRun positive, negative;
@@ -214,8 +199,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P, S, PLAIN>) step(const Arg
   const int64_t chunk = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
   if (chunk >= a.chunks || a.found_inf.get() != 0.0f) return;
   const int64_t number = tensor_of(chunk, a.first, a.count);
-  KSSM_COUNT_LOADED(a.tensors + number, sizeof(TensorRow));
-  const TensorRow& t = a.tensors[number];
+  KSSM_COUNT_LOADED(a.tensors + number, sizeof(SignSplitTensor));
+  const SignSplitTensor& t = a.tensors[number];
   const int64_t begin = (chunk - a.first[number]) * kChunk, end = begin + kChunk < t.n ? begin + kChunk : t.n;
 
   SignSplitRule<T> rule = a.rule;
@@ -246,10 +231,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<P, S, PLAIN>) step(const Arg
 
 // rms of P + N for the next step: a block adds up one tensor's chunks, always in the same order.
 __global__ void __launch_bounds__(kSumThreads)
-    sum_chunks(const TensorRow* tensors, const int64_t* first, const double* sums, Given<float> found_inf) {
+    sum_chunks(const SignSplitTensor* tensors, const int64_t* first, const double* sums, Given<float> found_inf) {
   KSSM_SHARED(shared);
   const int64_t i = blockIdx.x, end = first[i + 1];
-  const TensorRow t = tensors[i];
+  const SignSplitTensor t = tensors[i];
   if (t.n == 0 || found_inf.get() != 0.0f) return;
   double part[kSumsAtOnce] = {};
   for (int64_t c = first[i] + threadIdx.x; c < end; c += kSumThreads * kSumsAtOnce) {
@@ -266,24 +251,25 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == 0) store(element<float>(t.rms, 0), static_cast<float>(rms));
 }
 
-template <class T> Arguments<T> arguments_of(const Call& c) {
+template <class T> Arguments<T> arguments_of(const SignSplitDevice& c) {
   const auto number = [](double x) { return static_cast<T>(x); };
-  const SignSplitRule<T> rule{number(c.beta), number(1.0 - c.beta), number(c.kappa), number(c.eps), number(c.decay),
-                              number(c.cool), number(c.heat), number(c.floor), number(1.0 - c.floor), T(1),
-                              c.maximize || c.scale_at || c.scale != 1.0, c.eps != 0.0, c.decay != 0.0, c.lazy != 0};
+  const SignSplitOptions& o = c.options;
+  const SignSplitRule<T> rule{number(o.beta), number(1.0 - o.beta), number(o.kappa), number(o.eps), number(o.decay),
+                              number(o.cool), number(o.heat), number(o.floor), number(1.0 - o.floor), T(1),
+                              o.maximize || c.scale_at || c.scale != 1.0, o.eps != 0.0, o.decay != 0.0, o.lazy != 0};
   return {rule, {number(c.lr), c.lr_at, c.lr_code}, {number(c.scale), c.scale_at, c.scale_code},
-          {0.0f, c.found_at, c.found_code}, number(c.cryo), reinterpret_cast<const TensorRow*>(c.tensors),
-          reinterpret_cast<const int64_t*>(c.gradients), reinterpret_cast<const int64_t*>(c.first), c.count, c.chunks,
-          c.grad_code, c.state_code, static_cast<int>(c.mode), c.maximize != 0, c.temperature != 0,
-          c.stochastic_param != 0, c.stochastic_state != 0, c.kahan != 0, c.seed, reinterpret_cast<double*>(c.sums)};
+          {0.0f, c.found_at, c.found_code}, number(o.cryo), reinterpret_cast<const SignSplitTensor*>(c.tensors),
+          reinterpret_cast<const int64_t*>(c.gradients), reinterpret_cast<const int64_t*>(c.first), c.tensor_count,
+          c.chunks, o.grad_code, o.state_code, static_cast<int>(o.mode), o.maximize != 0, o.temperature != 0,
+          o.stochastic_param != 0, o.stochastic_state != 0, o.kahan != 0, o.seed, reinterpret_cast<double*>(c.sums)};
 }
 
 struct RunStep {
-  const Call& call;
+  const SignSplitDevice& call;
   void* stream;
 
   template <class P> int run() const {
-    switch (call.state_code) {
+    switch (call.options.state_code) {
       case kDynamic8: return with_means<P, Dynamic8>();
       case kBFloat16: return with_means<P, BFloat16>();
       case kFloat32: case kFloat64: case kFloat16: return with_means<P, Compute<P>>();
@@ -293,35 +279,33 @@ struct RunStep {
   template <class P, class S> int with_means() const {
     const Arguments<Compute<P>> a = arguments_of<Compute<P>>(call);
     const int64_t blocks = (call.chunks * kWarp + kThreads - 1) / kThreads;
-    const bool own = call.grad_code == call.param_code && call.state_code == kCode<S>;
-    const bool options = call.temperature || call.stochastic_param || call.stochastic_state || call.kahan || call.rows;
+    const SignSplitOptions& o = call.options;
+    const bool own = o.grad_code == o.param_code && o.state_code == kCode<S>;
+    const bool options = o.temperature || o.stochastic_param || o.stochastic_state || o.kahan || call.cryo_rows;
     const int error = launch(own && !options ? step<P, S, true> : step<P, S, false>, blocks, kThreads, 0, stream, a);
-    if (error || call.mode != kConsolidate) return error;
-    return launch(sum_chunks, call.count, kSumThreads, team_sum_bytes<double>(kSumThreads), stream, a.tensors, a.first,
+    if (error || call.options.mode != kConsolidate) return error;
+    return launch(sum_chunks, call.tensor_count, kSumThreads, team_sum_bytes<double>(kSumThreads), stream, a.tensors, a.first,
                   static_cast<const double*>(a.sums), a.found_inf);
   }
 };
 
 }  // namespace
 
-KSSM_EXPORT int kssm_cuda_upload(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Upload>(packed, bytes, device, [&](const Upload& call) {
-    for (int64_t done = 0; done < call.words; done += kWords) {
-      const int64_t left = call.words - done, count = left < kWords ? left : kWords;
-      const int64_t* const from = reinterpret_cast<const int64_t*>(call.from) + done;
-      int64_t* const to = reinterpret_cast<int64_t*>(call.to) + done;
-      Words words;
-      memcpy(words.word, from, static_cast<size_t>(count) * sizeof(int64_t));
-      const int error = launch(upload, 1, kThreads, 0, stream, words, count, to);
-      if (error) return error;
-    }
-    return 0;
-  });
+int upload(const Upload& call, void* stream) {
+  for (int64_t done = 0; done < call.words; done += kWords) {
+    const int64_t left = call.words - done, count = left < kWords ? left : kWords;
+    const int64_t* const from = reinterpret_cast<const int64_t*>(call.source) + done;
+    int64_t* const to = reinterpret_cast<int64_t*>(call.target) + done;
+    Words words;
+    memcpy(words.word, from, static_cast<size_t>(count) * sizeof(int64_t));
+    const int error = launch(upload_words, 1, kThreads, 0, stream, words, count, to);
+    if (error) return error;
+  }
+  return 0;
 }
 
-KSSM_EXPORT int kssm_cuda_sign_split(const void* packed, int64_t bytes, int device, void* stream) {
-  return with_call<Call>(packed, bytes, device,
-                         [&](const Call& call) { return with_storage(call.param_code, RunStep{call, stream}); });
+int sign_split(const SignSplitDevice& call, void* stream) {
+  return with_storage(call.options.param_code, RunStep{call, stream});
 }
 
 KSSM_NAMESPACE_END

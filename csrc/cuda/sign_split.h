@@ -9,16 +9,9 @@
 
 KSSM_NAMESPACE_BEGIN
 
-// Addresses (0: absent) and sizes of one tensor, in the order of FIELDS in kssm_kernels/optim/_table.py.
-struct TensorRow {
-  int64_t p, g, positive, negative, temperature, compensation, positive_scale, negative_scale, cryo, rms, step;
-  int64_t n, row, stream;
-};
-
 struct Dynamic8 {  // a code of state_rounding.h; every 256 of them share a scale
   uint8_t code;
 };
-constexpr int64_t kDynamic8 = 4;  // of state_code, beside Code
 constexpr int64_t kScaleBlock = 256;
 template <> inline constexpr int64_t kCode<Dynamic8> = kDynamic8;
 
@@ -150,7 +143,7 @@ template <int V> KSSM_DEVICE void exchange_bits(uint32_t (&x)[V], int bit, int o
   }
 }
 
-// The words of the thread's elements i .. i + V - 1 (kssm_kernels/optim/_rounding.py). The 32 / V lanes of a group of
+// The words of the thread's elements i .. i + V - 1 (kssm_kernels/optim/sign_split/_rounding.py). The 32 / V lanes of a group of
 // 32 elements compute its eight Philox blocks, V / 4 each, and exchange the words: 160 operations and 8 shuffles for
 // eight elements, where a block for each element would take 640, and more time than the memory does.
 template <int V>

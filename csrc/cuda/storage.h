@@ -13,8 +13,6 @@ struct Float16 {
   uint16_t word;
 };
 
-enum Code : int64_t { kFloat32, kFloat64, kBFloat16, kFloat16 };  // as in kssm_kernels/ops/_door.py
-
 template <class S> struct Storage {
   using Compute = float;
 };

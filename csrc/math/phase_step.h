@@ -18,7 +18,7 @@ template <class V> KSSM_FN V mean_field_adjoint(V g, V cos, V sin, V g_mean_cos,
   return fma(g_mean_sin, cos, fma(-g_mean_cos, sin, g));
 }
 
-// A call of many steps keeps a phase as x + moved (FOLD in kssm_kernels/ops/_update.py says why). fold puts `moved` into
+// A call of many steps keeps a phase as x + moved (FOLD in kssm_kernels/ops/kuramoto/_update.py says why). fold puts `moved` into
 // x, and what rounding cuts off into `moved`; with `wrap` it takes whole turns off x. TURN has 8 bits: its multiples are
 // exact, and so is what they leave of x.
 constexpr int kFold = 8;        // FOLD: steps between folds

@@ -1,4 +1,4 @@
-// Counter-based standard normal noise, bit for bit that of kssm_kernels/ops/noise.py: Philox 4x32-10 (J. Salmon et al.,
+// Counter-based standard normal noise, bit for bit that of kssm_kernels/noise.py: Philox 4x32-10 (J. Salmon et al.,
 // SC11) and the Box-Muller transform in float32 additions, multiplications and square roots, with no fused multiply-add.
 #pragma once
 

@@ -1,4 +1,4 @@
-// One element of the sign-split EMA step. Equations: kssm_kernels/optim/sign_split_ema.py.
+// One element of the sign-split EMA step. Equations: kssm_kernels/optim/sign_split/__init__.py.
 // No fused multiply-add: every backend, pure torch included, then gives the same bits.
 #pragma once
 

@@ -1,5 +1,5 @@
 // Rounding of the optimizer's numbers with 16 random bits, and the 8-bit dynamic map of its non-negative means.
-// Definitions: kssm_kernels/optim/_rounding.py.
+// Definitions: kssm_kernels/optim/sign_split/_rounding.py.
 #pragma once
 
 #include "number.h"

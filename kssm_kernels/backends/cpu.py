@@ -9,9 +9,7 @@ from typing import Any
 
 import torch  # before the extension, which then shares torch's OpenMP runtime
 
-# Bumped with every change of a C++ signature. The extension carries the number it was built with, so that a
-# source checkout that shadows an older installed extension says so instead of crashing.
-ABI = 4
+from kssm_kernels.backends.calls import ABI
 
 
 def _import() -> ModuleType:

@@ -1,7 +1,7 @@
 """The library of CUDA C++ kernels, ``_kssm_kernels_cuda``: found and opened on first use, never at import.
 
-It has a C interface (csrc/cuda/launch.h): a function takes the address of packed 8-byte fields, how many bytes they
-are, a device ordinal and a stream, and returns 0 or a code that ``kssm_cuda_error`` explains.
+It has a C interface (csrc/calls.h): a function takes the address of packed fields, how many bytes they are, a device
+ordinal and a stream, and returns 0 or a code that ``kssm_cuda_error`` explains.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ import ctypes
 import functools
 import importlib.util
 import runpy
-import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-# That of csrc/cuda/library.cu: bumped with every change of a call's fields.
-ABI = 3
+from kssm_kernels.backends.calls import ABI
 
 _opened: ctypes.CDLL | None = None
 _asked_for: Path | None = None  # None: the installed build
@@ -39,8 +37,9 @@ def _find() -> Path:
 def _open(path: Path) -> ctypes.CDLL:
     try:
         found = ctypes.CDLL(str(path))
-        found.kssm_cuda_build.restype = found.kssm_cuda_error.restype = ctypes.c_char_p
-        abi = int(found.kssm_cuda_abi())
+        for name in ("build", "error", "abi"):
+            getattr(found, f"kssm_cuda_{name}").restype = ctypes.c_char_p
+        abi = found.kssm_cuda_abi().decode()
     except (OSError, AttributeError) as error:
         raise RuntimeError(f"the CUDA library cannot be loaded: {error}") from error
     if abi != ABI:
@@ -96,11 +95,6 @@ def status() -> tuple[bool, str]:
     return _usable()
 
 
-# Not struct.pack: torch.compile, where it traces an op's Python, follows that into a function of its own that calls it,
-# and ends in a RecursionError (torch 2.13).
-_packing = functools.cache(struct.Struct)
-
-
 @functools.cache
 def _function(name: str) -> ctypes._CFuncPtr:  # type: ignore[name-defined]  # the stub has another private name
     function = getattr(library(), f"kssm_cuda_{name}")
@@ -108,12 +102,8 @@ def _function(name: str) -> ctypes._CFuncPtr:  # type: ignore[name-defined]  # t
     return function
 
 
-def call(name: str, form: str, fields: tuple[int | float, ...], tensor: Tensor) -> None:
-    """Runs a launcher on the device and current stream of ``tensor``.
-
-    ``form``: a letter of the struct module for each field, all of them 8 bytes long.
-    """
-    packed = _packing(f"={form}").pack(*fields)
+def call(name: str, packed: bytes, tensor: Tensor) -> None:
+    """Runs a launcher on the device and current stream of ``tensor``; ``packed``: its fields (calls.py)."""
     if tensor.is_cuda:
         device, stream = tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
     else:

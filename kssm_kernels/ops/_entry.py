@@ -38,6 +38,7 @@ _tracing = getattr(torch._C, "_get_tracing_state", _never)
 _functorch: Any = getattr(torch._C, "_functorch", None)
 _functorch_level = getattr(_functorch, "peek_interpreter_stack", _never)
 _is_legacy_batched = getattr(_functorch, "is_legacy_batchedtensor", _never)
+_is_compiling = torch.compiler.is_compiling
 _dual_levels: Any = forward_ad
 _unpack_dual: Any = forward_ad.unpack_dual
 
@@ -59,7 +60,7 @@ def path_of(arguments: tuple[object, ...]) -> Path:
     """The one place that decides whether a kernel may be called on these tensors' memory right here."""
     if _dual_levels._current_level >= 0 and _has_tangent(arguments):
         return DUAL
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         if _functorch_derivative():  # neither way can be traced: eager serves
             torch._dynamo.graph_break()
         return DISPATCHER
@@ -67,14 +68,18 @@ def path_of(arguments: tuple[object, ...]) -> Path:
         return TRANSFORMED if _functorch_derivative() else DISPATCHER
     if _dispatch_modes() or _tracing() is not None:
         return DISPATCHER
-    return EAGER if _PLAIN.issuperset(map(type, arguments)) else DISPATCHER
+    for argument in arguments:  # 0.1 us less than a set's issuperset for one or two
+        if type(argument) not in _PLAIN:
+            return DISPATCHER
+    return EAGER
 
 
 def backward_path_of(arguments: tuple[object, ...]) -> Path:
     """The same where autograd calls: ``is_grads_batched`` and ``vectorize=True`` hand tensors of torch's first vmap in,
     whose type is Tensor and which have no memory."""
-    if any(isinstance(a, Tensor) and _is_legacy_batched(a) for a in arguments):
-        return DISPATCHER
+    for argument in arguments:  # a generator in any() takes twice as long
+        if isinstance(argument, Tensor) and _is_legacy_batched(argument):
+            return DISPATCHER
     return path_of(arguments)
 
 

@@ -40,13 +40,16 @@ def build(*sources: Path, headers: Path = CSRC, name: str = "kssm_cuda") -> Path
         *FLAGS,
         *_machine_flags(),
         "-DKSSM_ISA=cuda",
+        f'-DKSSM_ABI="{hashlib.sha256((headers / "calls.h").read_bytes()).hexdigest()[:12]}"',
         "-I",
         str(headers / "cuda"),
         "-include",
         str(HERE / "cuda_host.h"),
     ]
     state = hashlib.sha256(" ".join([found, *flags]).encode())
-    for path in sorted({*sources, *HERE.glob("cuda_host.*"), *headers.glob("cuda/*"), *headers.glob("math/*")}):
+    for path in sorted(
+        {*sources, *HERE.glob("cuda_host.*"), *headers.glob("*.h"), *headers.glob("cuda/*"), *headers.glob("math/*")}
+    ):
         state.update(path.name.encode() + path.read_bytes())
     target = CACHE / f"{name}-{state.hexdigest()[:16]}.so"
     if target.exists():

@@ -42,19 +42,19 @@ OP = "bistable_coupling"
 class _BistableCoupling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, params: Tensor, low: float, high: float) -> Any:
-        ctx.kernel = backends.kernel(OP, params)
+        kernel = backends.kernel(OP, params)
         ctx.save_for_backward(params)
-        ctx.clamp = low, high
-        return ctx.kernel.forward(strided("params", params), low, high)
+        ctx.context = kernel, low, high  # one attribute: each takes 0.1 us
+        return kernel.forward(strided("params", params), low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (params,) = ctx.saved_tensors
+        (params,), (kernel, *clamp) = ctx.saved_tensors, ctx.context
         with torch.no_grad():
             if backward_path_of((params, *grads)) is EAGER:
-                gradient = _gradient(ctx.kernel, params, *ctx.clamp, *grads)
+                gradient = _gradient(kernel, params, *clamp, *grads)
             else:
-                gradient = _adjoint(params, *_tensors(*ctx.clamp), *grads)
+                gradient = _adjoint(params, *_tensors(*clamp), *grads)
         return *refuse_second_derivative(OP, (gradient,), (params, *grads)), None, None
 
 
@@ -141,10 +141,9 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
         low, high = _bound(low), _bound(high)
     if not low <= high:
         raise ValueError(f"{OP}: clamp must be (low, high) with low <= high, got {clamp}")
-    path = path_of((params,))
-    result: tuple[Tensor, Tensor, Tensor]
-    result = _eager(params, low, high) if path is EAGER else _evaluate(params, *_tensors(low, high))
-    return result
+    if path_of((params,)) is EAGER:
+        return _eager(params, low, high)  # type: ignore[no-any-return]  # three tensors
+    return _evaluate(params, *_tensors(low, high))  # type: ignore[no-any-return]  # likewise
 
 
 def _check_params(params: Any) -> None:

@@ -56,29 +56,30 @@ class _Kuramoto(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Update, batch_shape: torch.Size, theta: Tensor, *operands: Any) -> Pair:
         """``operands`` are those of ``u``, where autograd sees them."""
-        ctx.kernel = backends.kernel(FEATURES, theta)
-        features, phases = ctx.kernel.forward(theta, u, batch_shape)
+        kernel = backends.kernel(FEATURES, theta)
+        features, phases = kernel.forward(theta, u, batch_shape)
         ctx.set_materialize_grads(False)
         if is_plain(u):
-            ctx.fields, ctx.places = u, ()
+            ctx.context = kernel, u, ()
             ctx.save_for_backward(theta, features, phases)
         else:  # autograd watches what it saves for changes in place: tensors there, the other fields in ctx
-            ctx.places = [i for i, v in enumerate(u) if isinstance(v, Tensor)]
-            ctx.fields = [None if isinstance(v, Tensor) else v for v in u]
-            ctx.save_for_backward(theta, features, phases, *[u[i] for i in ctx.places])
+            places = [i for i, v in enumerate(u) if isinstance(v, Tensor)]
+            ctx.context = kernel, [None if isinstance(v, Tensor) else v for v in u], places
+            ctx.save_for_backward(theta, features, phases, *[u[i] for i in places])
         return features, phases
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         theta, features, phases, *tensors = ctx.saved_tensors
         g_features, g_phases = grads
-        fields = list(ctx.fields)
-        for i, tensor in zip(ctx.places, tensors, strict=True):
+        kernel, known, places = ctx.context
+        fields = list(known)
+        for i, tensor in zip(places, tensors, strict=True):
             fields[i] = tensor
         u, needed = Update(*fields), ctx.needs_input_grad[2:]
         with torch.no_grad():
             if backward_path_of((theta, *u[:OPERANDS], *grads)) is EAGER:
-                results = _gradients(ctx.kernel, theta, u, features, phases, g_features, g_phases, needed)
+                results = _gradients(kernel, theta, u, features, phases, g_features, g_phases, needed)
             else:
                 made = _adjoint(*_arguments(theta, u)[:-1], features, phases, *grads, list(needed))
                 results = [r if need else None for r, need in zip(made, needed, strict=True)]

@@ -7,9 +7,10 @@ import sys
 
 from torch import Tensor
 
+from kssm_kernels.backends.calls import address, packer
 from kssm_kernels.backends.cuda import call as launch
 from kssm_kernels.ops._dtypes import DTYPES
-from kssm_kernels.ops.kuramoto import _gpu
+from kssm_kernels.ops.kuramoto import _calls, _gpu
 from kssm_kernels.ops.kuramoto._gpu import Call, End, Rows, Target, Targets
 from kssm_kernels.ops.order_parameters import _cuda as order_parameters
 from kssm_kernels.ops.order_parameters._cuda import partial_sums
@@ -19,10 +20,11 @@ SEGMENT = 2048  # kPiece of csrc/cuda/segments.h
 
 Fields = tuple[int | float, ...]
 
-# An operand (address, row stride, column stride, value, present), the update's fields, and a target's.
-_OPERAND, _ABSENT = "3qdq", (0, 0, 0, 0.0, 0)
-_UPDATE = "2qdQq" + 4 * _OPERAND
-_TARGET, _NOT_WANTED = "3q", (0, 0, 0)
+_ABSENT, _NOT_WANTED = (0, 0, 0, 0.0, 0), (0, 0, 0)
+_NO_END = (0, 0, 0)
+_pack_forward, _pack_backward = packer(_calls.KuramotoFusedForward), packer(_calls.KuramotoFusedBackward)
+_pack_step = packer(_calls.KuramotoStep)
+_pack_sums, _pack_adjoint = packer(_calls.KuramotoAdjointSums), packer(_calls.KuramotoAdjointStep)
 
 
 def segments_of(n: int) -> int:
@@ -30,20 +32,15 @@ def segments_of(n: int) -> int:
     return -(-n // SEGMENT)
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def _operand(rows: Rows | None) -> Fields:
     if rows is None:
         return _ABSENT
-    return (_address(rows.tensor), rows.row_stride, rows.column_stride, rows.value, 1)
+    return (address(rows.tensor), rows.row_stride, rows.column_stride, rows.value, 1)
 
 
 def _update(call: Call) -> Fields:
     operands = (call.coupling, call.omega, call.phase_lag, call.noise_scale)
-    numbers = (call.rows, call.n, call.dt, call.seed, call.keeping)
-    return (*numbers, *(field for operand in operands for field in _operand(operand)))
+    return (call.rows, call.n, call.dt, call.seed, *(field for operand in operands for field in _operand(operand)))
 
 
 def _target(target: Target | None) -> Fields:
@@ -60,13 +57,17 @@ def _code(tensor: Tensor | None) -> int:
     return 0 if tensor is None else DTYPES[tensor.dtype][0]
 
 
+def _fields(targets: Targets) -> Fields:
+    return tuple(field for target in targets for field in _target(target))
+
+
 def fused_forward(
     call: Call, start: Rows, first: int, steps: int, harmonics: int, features: Tensor | None, phases: Tensor | None
 ) -> None:
     tensor, where = _start(start)
-    outputs = (_address(features), _address(phases), _code(phases))
-    fields = (*_update(call), *where, first, steps, harmonics, *outputs)
-    launch("kuramoto_forward", f"{_UPDATE}10q", fields, tensor)
+    outputs = address(features), address(phases), _code(phases)
+    fields = _pack_forward(*_update(call), *where, call.keeping, first, steps, harmonics, *outputs)
+    launch("kuramoto_forward", fields, tensor)
 
 
 def fused_backward(
@@ -82,32 +83,32 @@ def fused_backward(
     accumulate: bool,
 ) -> None:
     tensor, where = _start(start)
-    saved: Fields = (0, 0, 0, 0)
+    harmonics, saved = 0, _NO_END
     if end is not None:
-        saved = (end.harmonics, end.features.data_ptr(), end.g_features.data_ptr(), _code(end.features))
-    own = (first, steps, _address(states), *saved, _address(g), _code(g), parts, accumulate)
-    wanted = (field for target in targets for field in _target(target))
-    launch("kuramoto_backward", f"{_UPDATE}15q{5 * _TARGET}", (*_update(call), *where, *own, *wanted), tensor)
+        harmonics, saved = end.harmonics, (end.features.data_ptr(), end.g_features.data_ptr(), _code(end.features))
+    steps_taken = call.keeping, first, steps, address(states)
+    sums = address(g), _code(g), parts, accumulate
+    fields = _pack_backward(*_update(call), *where, *steps_taken, harmonics, *saved, *sums, *_fields(targets))
+    launch("kuramoto_backward", fields, tensor)
 
 
 def step(call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int, out: Tensor) -> None:
-    own = (_code(state), state.data_ptr(), _address(moved), z.data_ptr(), index, out.data_ptr())
-    launch("kuramoto_step", f"{_UPDATE}6q", (*_update(call), *own), state)
+    own = _code(state), state.data_ptr(), address(moved), z.data_ptr(), index, out.data_ptr()
+    launch("kuramoto_step", _pack_step(*_update(call), call.keeping, *own), state)
 
 
 def adjoint_sums(call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:
     sums = state.new_empty(call.rows, 2)
     segments = segments_of(call.n)
     work = state.new_empty(call.rows * 2 * segments + partial_sums(call.rows, segments, 2))
-    own = (_code(state), state.data_ptr(), z.data_ptr(), g.data_ptr(), sums.data_ptr(), work.data_ptr())
-    launch("kuramoto_adjoint_sums", f"{_UPDATE}6q", (*_update(call), *own), state)
+    own = _code(state), state.data_ptr(), z.data_ptr(), g.data_ptr(), sums.data_ptr(), work.data_ptr()
+    launch("kuramoto_adjoint_sums", _pack_sums(*_update(call), *own), state)
     return sums
 
 
 def adjoint_step(call: Call, state: Tensor, z: Tensor, gz: Tensor, index: int, g: Tensor, targets: Targets) -> None:
-    own = (_code(state), state.data_ptr(), z.data_ptr(), gz.data_ptr(), index, g.data_ptr())
-    wanted = (field for target in targets for field in _target(target))
-    launch("kuramoto_adjoint_step", f"{_UPDATE}6q{4 * _TARGET}", (*_update(call), *own, *wanted), state)
+    own = _code(state), state.data_ptr(), z.data_ptr(), gz.data_ptr(), index, g.data_ptr()
+    launch("kuramoto_adjoint_step", _pack_adjoint(*_update(call), *own, *_fields(targets)), state)
 
 
 forward = functools.partial(_gpu.forward, sys.modules[__name__], order_parameters)

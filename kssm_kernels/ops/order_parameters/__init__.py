@@ -38,10 +38,10 @@ OP = "order_parameters"
 class _OrderParameters(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, theta: Tensor, harmonics: int) -> Tensor:
-        ctx.kernel = backends.kernel(OP, theta)
-        features: Tensor = ctx.kernel.forward(strided("theta", theta), harmonics)
+        kernel = ctx.kernel = backends.kernel(OP, theta)
+        features = kernel.forward(strided("theta", theta), harmonics)
         ctx.save_for_backward(theta, features)
-        return features
+        return features  # type: ignore[no-any-return]  # a tensor
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -53,12 +53,9 @@ class _OrderParameters(torch.autograd.Function):
 
 
 def _eager(theta: Tensor, harmonics: int) -> Tensor:
-    features: Tensor
     if theta.requires_grad and torch.is_grad_enabled():
-        features = _OrderParameters.apply(theta, harmonics)  # type: ignore[no-untyped-call]  # torch has no stub
-    else:
-        features = backends.kernel(OP, theta).forward(strided("theta", theta), harmonics)
-    return features
+        return _OrderParameters.apply(theta, harmonics)  # type: ignore[no-any-return,no-untyped-call]  # no stub
+    return backends.kernel(OP, theta).forward(strided("theta", theta), harmonics)  # type: ignore[no-any-return]
 
 
 def _gradient(kernel: Any, theta: Tensor, features: Tensor, g_features: Tensor) -> Tensor:
@@ -134,5 +131,7 @@ def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
     """
     check_phases(OP, theta)
     harmonics = as_integer(OP, "harmonics", harmonics, 1, MAX_HARMONICS)
-    features: Tensor = (_eager if path_of((theta,)) is EAGER else _evaluate)(theta, harmonics)
+    if path_of((theta,)) is EAGER:
+        return _eager(theta, harmonics)
+    features: Tensor = _evaluate(theta, harmonics)
     return features

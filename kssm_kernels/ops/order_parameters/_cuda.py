@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kssm_kernels.backends.calls import address, packer
 from kssm_kernels.backends.cuda import call
 from kssm_kernels.ops._dtypes import DTYPES
 from kssm_kernels.ops._memory import rows_of
+from kssm_kernels.ops.order_parameters._calls import OrderParametersBackward, OrderParametersForward
 from kssm_kernels.ops.order_parameters._segments import segment_length
+
+_pack_forward, _pack_backward = packer(OrderParametersForward), packer(OrderParametersBackward)
 
 SUMMED_AT_ONCE = 256  # kSegmentsAtOnce of csrc/cuda/segments.h
 
@@ -33,8 +37,9 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
     segment = segment_length(n, harmonics, theta.dtype)
     size = partial_sums(rows, -(-n // segment), 2 * harmonics)
     work = torch.empty(size, dtype=compute, device=theta.device) if size else None
-    fields = (data.data_ptr(), rows, n, row_stride, column_stride, code, harmonics, segment, out.data_ptr())
-    call("order_parameters_forward", "10q", (*fields, 0 if work is None else work.data_ptr()), theta)
+    where = data.data_ptr(), rows, n, row_stride, column_stride, code
+    fields = _pack_forward(*where, harmonics, out.data_ptr(), segment, address(work))
+    call("order_parameters_forward", fields, theta)
     return out
 
 
@@ -45,7 +50,7 @@ def backward(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
     if rows == 0:
         return out
     harmonics = features.shape[-1] // 3
-    fields = (data.data_ptr(), rows, theta.shape[-1], row_stride, column_stride, DTYPES[theta.dtype][0], harmonics)
-    addresses = (features.data_ptr(), grad.data_ptr(), out.data_ptr())
-    call("order_parameters_backward", "10q", (*fields, *addresses), theta)
+    where = data.data_ptr(), rows, theta.shape[-1], row_stride, column_stride, DTYPES[theta.dtype][0]
+    fields = _pack_backward(*where, harmonics, features.data_ptr(), grad.data_ptr(), out.data_ptr())
+    call("order_parameters_backward", fields, theta)
     return out

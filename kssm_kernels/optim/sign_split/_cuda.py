@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kssm_kernels.backends.calls import packer
 from kssm_kernels.backends.cuda import call
 from kssm_kernels.ops._dtypes import DTYPES
-from kssm_kernels.optim.sign_split._cpu import DYNAMIC_8
+from kssm_kernels.optim.sign_split._calls import SignSplitDevice, Upload, options_of
 from kssm_kernels.optim.sign_split._hyper import MODES, Hyper
 from kssm_kernels.optim.sign_split._table import FIELDS, GRADIENT, Table
 
 CHUNK = 512  # elements: kChunk in csrc/cuda/sign_split.cu
+_pack, _pack_upload = packer(SignSplitDevice), packer(Upload)
 _CRYO, _SIZE = FIELDS.index("cryo"), FIELDS.index("n")
-_ABSENT = (0.0, 0.0, 0.0)
 
 _read_by_graphs: list[Tensor] = []  # a graph does not say when it is gone
 
@@ -39,21 +40,13 @@ def step(table: Table, hyper: Hyper) -> None:
     chunks = int(_chunks(table).sum())
     fixed, gradients = _on_device(table)
     sums = p.new_empty(chunks if MODES[hyper.mode] == "consolidate" else 0, dtype=torch.float64)
-    floor, cool, heat = hyper.temperature or _ABSENT
-    fields = (
-        fixed.data_ptr(), gradients.data_ptr(), fixed.data_ptr() + table.rows.nbytes, count, chunks,
-        DTYPES[p.dtype][0], DTYPES[first.g.dtype][0],
-        DYNAMIC_8 if first.positive_scale is not None else DTYPES[first.positive.dtype][0], hyper.mode,
-        hyper.lazy and hyper.mode != 0, hyper.maximize, first.temperature is not None,
-        p.dtype == torch.bfloat16 and hyper.param_rounding == "stochastic",
-        first.step is not None and hyper.state_rounding == "stochastic",
-        first.compensation is not None,
+    fields = _pack(
+        *options_of(first, hyper),
+        *(fixed.data_ptr(), gradients.data_ptr(), fixed.data_ptr() + table.rows.nbytes, count, chunks),
         bool(table.rows[:, _CRYO].any()),
-        lr, scale, *lr_place, *scale_place, *found_place,
-        hyper.beta, hyper.kappa, hyper.eps, hyper.weight_decay, hyper.cryo, cool, heat, floor,
-        hyper.seed, sums.data_ptr(),
-    )  # fmt: skip
-    call("sign_split", "16q2d6q8dQq", fields, p)
+        *(lr, scale, *lr_place, *scale_place, *found_place, sums.data_ptr()),
+    )
+    call("sign_split", fields, p)
 
 
 def _given(x: float | Tensor, p: Tensor) -> tuple[float, int, int]:
@@ -98,5 +91,5 @@ def _on_device(table: Table) -> tuple[Tensor, Tensor]:
 def _uploaded(words: _Words, p: Tensor) -> Tensor:
     """Words on the device, sent as parameters of launches: no copy from pageable memory could be captured."""
     target = p.new_empty(words.size, dtype=torch.int64)
-    call("upload", "3q", (words.ctypes.data, target.data_ptr(), words.size), p)
+    call("upload", _pack_upload(words.ctypes.data, target.data_ptr(), words.size), p)
     return target

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.optim.sign_split import _tensors
+from kssm_kernels.optim.sign_split._calls import SignSplitTensor
 from kssm_kernels.optim.sign_split._hyper import NAME
 from kssm_kernels.optim.sign_split._rounding import scale_count
 from kssm_kernels.optim.sign_split._tensors import Tensors
 
-# 8 bytes each: SignSplitTensor in csrc/cpu/kernels.h. Addresses are 0 where a step has no such tensor.
-FIELDS = (
-    "p", "g", "positive", "negative", "temperature", "compensation", "positive_scale", "negative_scale",
-    "cryo", "rms", "step", "n", "row", "stream",
-)  # fmt: skip
+# 8 bytes each. Addresses are 0 where a step has no such tensor.
+FIELDS = SignSplitTensor._fields
 GRADIENT = FIELDS.index("g")
 
 

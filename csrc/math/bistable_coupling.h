@@ -1,5 +1,5 @@
 // Coupling strength from the ten algebraic parameters a..j of the bistable bank, and its adjoint.
-// Equations: kssm_kernels/ops/bistable_coupling.py.
+// Equations: kssm_kernels/ops/bistable_coupling/__init__.py.
 #pragma once
 
 #include "number.h"
