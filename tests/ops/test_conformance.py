@@ -1,0 +1,63 @@
+"""Every op on every backend, through both doors, in every dtype, against the equations in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kssm_kernels import bistable_coupling, order_parameters, use_backend
+from tests.support import devices, naive
+from tests.support.cases import CASES, DOORS, DTYPES, Case, through
+from tests.support.tolerance import check
+
+
+def is_long(case: Case) -> bool:
+    """Cases that take the interpreter of Triton seconds: many trips through a loop."""
+    return case.harmonics > 64 or case.steps > 8 or case.shape[-1] > 4096
+
+
+def combinations(backend: str) -> list[tuple[Case, torch.dtype, str]]:
+    """All that a backend serves; interpreted, long cases and the second door in float32 only, and not together."""
+    found = [(c, dtype, door) for c in CASES for dtype in DTYPES for door in DOORS if devices.serves(backend, dtype)]
+    if backend != "triton":
+        return found
+    return [(c, d, door) for c, d, door in found if is_long(c) + (d != torch.float32) + (door != "direct") < 2]
+
+
+ROWS = [(backend, *rest) for backend in devices.backends_of("cpu") for rest in combinations(backend)]
+NAMES = [f"{c.name}-{str(d).removeprefix('torch.')}-{door}-{backend}" for backend, c, d, door in ROWS]
+
+
+@pytest.mark.parametrize(("backend", "case", "dtype", "door"), ROWS, ids=NAMES, indirect=["backend"])
+def test_outputs_and_gradients(case: Case, dtype: torch.dtype, backend: str, door: str) -> None:
+    check(case, dtype, door)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_the_clamp_s_bounds_belong_to_it(door: str, backend: str) -> None:
+    """u is what is divided by 1 (to float32: 1e-6 is added to 2^7) at .25 .5 1 2 3; both bounds pass a gradient on."""
+    raw = torch.tensor([0.25, 0.5, 1.0, 2.0, 3.0])
+    params = torch.zeros(5, 10)
+    params[:, 0] = params[:, 6] = 128.0  # a g = 2^14, which takes no 1e-6 up
+    params[:, 3] = 128.0 * raw  # d
+    params.requires_grad_()
+    with through(door):
+        strength, u, _ = bistable_coupling(params, (0.5, 2.0))
+        (gradient,) = torch.autograd.grad(u.sum(), params, retain_graph=True)
+        (of_strength,) = torch.autograd.grad(strength.sum(), params)
+    assert u.tolist() == [0.5, 0.5, 1.0, 2.0, 2.0]
+    assert (128.0 * gradient[:, 3]).tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    assert (of_strength[:, 3] != 0).tolist() == [False, True, True, True, False]
+
+
+@pytest.mark.skipif("triton" not in devices.backends_of("cpu"), reason="TRITON_INTERPRET=1 is not set")
+def test_triton_adds_segments_as_often_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six segments, two at a time: three sums, two, one."""
+    from kssm_kernels.triton import order_parameters as module
+
+    monkeypatch.setattr(module, "ADDED_AT_ONCE", 2)
+    theta: Tensor = torch.randn(2, 12_288)
+    with use_backend("triton"):
+        features = order_parameters(theta, 2)
+    torch.testing.assert_close(features, naive.order_parameters(theta.double(), 2).float(), rtol=1e-5, atol=1e-6)
