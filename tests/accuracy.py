@@ -17,7 +17,8 @@ from torch import Tensor
 
 import kssm_kernels
 from tests.support import devices
-from tests.support.cases import CASES, DTYPES, Case, arguments, by_equation, by_package, evaluate, threads, truth_of
+from tests.support.cases import DTYPES, Case, evaluate, threads
+from tests.support.specs import CASES, arguments, by_equation, by_package, truth_of
 
 HEAD = """# Accuracy
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 import kssm_kernels
 from tests.support import devices
-from tests.support.cases import CASES, DOORS, DTYPES, SEED, Case, arguments, by_package, evaluate
-from tests.support.tolerance import check
+from tests.support.cases import DOORS, DTYPES, SEED, Case, evaluate
+from tests.support.conformance import check
+from tests.support.specs import CASES, arguments, by_package
 
 pytestmark = pytest.mark.gpu
 

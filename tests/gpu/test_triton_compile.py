@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kssm_kernels import backends, triton
-from tests.support.cases import CASES, Case, arguments, by_package, evaluate
+from tests.support.cases import Case, evaluate
+from tests.support.specs import CASES, arguments, by_package
 from tests.support.tolerance import inside
 
 pytest.importorskip("triton", reason="Triton is not installed: pip install .[gpu]")
@@ -56,7 +57,7 @@ def to_triton_ir(kernel: Any, args: tuple[object, ...], meta: dict[str, object])
 @pytest.mark.parametrize(("dtype", "seed"), [(torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 20 * 2**32 + 7)])
 def test_every_launch_compiles(dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "select", lambda op, tensor: "triton")
-    monkeypatch.setattr("tests.support.cases.SEED", seed)
+    monkeypatch.setattr("tests.support.specs.kuramoto.SEED", seed)
     for case in [*CASES, *MORE]:
         with recorded(32) as launches:
             results = evaluate(by_package, case, arguments(case, dtype), dtype)

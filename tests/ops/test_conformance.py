@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kssm_kernels import bistable_coupling, order_parameters, use_backend
 from tests.support import devices, naive
-from tests.support.cases import CASES, DOORS, DTYPES, Case, through
-from tests.support.tolerance import check
+from tests.support.cases import DOORS, DTYPES, Case, through
+from tests.support.conformance import check
+from tests.support.specs import CASES
 
 
 def is_long(case: Case) -> bool:

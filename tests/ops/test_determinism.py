@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import kssm_kernels
-from tests.support.cases import Case, arguments, by_package, evaluate, threads
+from tests.support.cases import Case, evaluate, threads
+from tests.support.specs import arguments, by_package
 
 # A kernel splits rows among threads, and one row of more than 4096 oscillators into blocks: both kinds are here.
 CASES = [

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import kssm_kernels
 from kssm_kernels import FusedKuramoto, bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
-from tests.support.cases import SEED, Case, arguments, by_package, evaluate, through
+from tests.support.cases import SEED, Case, evaluate, through
+from tests.support.specs import arguments, by_package
 
 SAME = [
     Case("order_parameters", (3, 40), 9),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import kssm_kernels
-from tests.support.cases import DOORS, SEED, Case, arguments, by_package, cotangents, evaluate, through
+from tests.support.cases import DOORS, SEED, Case, cotangents, evaluate, through
+from tests.support.specs import arguments, by_package
 
 Function = Callable[..., Any]
 

@@ -11,8 +11,9 @@ import torch
 import kssm_kernels
 from kssm_kernels import backends
 from kssm_kernels.ops import order_parameters as order_parameters_file
-from tests.support.cases import Case, arguments, by_package, evaluate
-from tests.support.tolerance import check
+from tests.support.cases import Case, evaluate
+from tests.support.conformance import check
+from tests.support.specs import arguments, by_package
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
