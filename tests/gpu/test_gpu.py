@@ -13,7 +13,7 @@ from torch import Tensor
 
 import kssm_kernels
 from tests.support import devices
-from tests.support.cases import DOORS, DTYPES, SEED, Case, evaluate
+from tests.support.cases import DTYPES, SEED, Case, evaluate
 from tests.support.conformance import check
 from tests.support.specs import CASES, arguments, by_package
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.gpu
 DEVICE = devices.device()
 # Without a device the tests are collected all the same, and skipped.
 BACKENDS = ("cuda", "triton", "torch") if DEVICE is None else devices.backends_of(DEVICE)
-ROWS = [(b, c, d, door) for b in BACKENDS for c in CASES for d in DTYPES for door in DOORS if devices.serves(b, d)]
-NAMES = [f"{c.name}-{str(d).removeprefix('torch.')}-{door}-{b}" for b, c, d, door in ROWS]
+ROWS = [(b, c, d) for b in BACKENDS for c in CASES for d in DTYPES if devices.serves(b, d)]
+NAMES = [f"{c.name}-{str(d).removeprefix('torch.')}-{b}" for b, c, d in ROWS]
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def on(request: pytest.FixtureRequest, device: str) -> Iterator[str]:
         yield request.param
 
 
-@pytest.mark.parametrize(("on", "case", "dtype", "door"), ROWS, ids=NAMES, indirect=["on"])
-def test_outputs_and_gradients(case: Case, dtype: torch.dtype, on: str, door: str, device: str) -> None:
-    check(case, dtype, door, device)
+@pytest.mark.parametrize(("on", "case", "dtype"), ROWS, ids=NAMES, indirect=["on"])
+def test_outputs_and_gradients(case: Case, dtype: torch.dtype, on: str, device: str) -> None:
+    check(case, dtype, device)
 
 
 SAME = [

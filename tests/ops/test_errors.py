@@ -13,7 +13,7 @@ from torch import Tensor
 
 import kssm_kernels
 from kssm_kernels import bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
-from tests.support.cases import DOORS, through
+from tests.support.cases import PATHS, through
 from tests.support.tolerance import harmonic_slack
 
 T, INT = torch.zeros, torch.int64
@@ -58,10 +58,10 @@ BAD: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("call", "error", "message"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_bad_arguments(call: Callable[[], Any], error: type[Exception], message: str, backend: str, door: str) -> None:
-    with through(door), pytest.raises(error, match=message):
+def test_bad_arguments(call: Callable[[], Any], error: type[Exception], message: str, backend: str, path: str) -> None:
+    with through(path), pytest.raises(error, match=message):
         call()
 
 

@@ -1,4 +1,4 @@
-"""Gradients: gradcheck in float64 on every backend and both doors, backward twice, and what autograd must be told."""
+"""Gradients: gradcheck in float64 on every backend and both paths, backward twice, and what autograd must be told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kssm_kernels
-from tests.support.cases import DOORS, SEED, Case, cotangents, evaluate, through
+from tests.support.cases import PATHS, SEED, Case, cotangents, evaluate, through
 from tests.support.specs import arguments, by_package
 
 Function = Callable[..., Any]
@@ -32,14 +32,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_gradcheck(case: Case, backend: str, door: str) -> None:
+def test_gradcheck(case: Case, backend: str, path: str) -> None:
     args = arguments(case, torch.float64)
     names = [k for k, v in args.items() if isinstance(v, Tensor)]
 
     def function(*leaves: Tensor) -> tuple[Tensor, ...]:
-        with through(door):
+        with through(path):
             return tuple(by_package(case, {**args, **dict(zip(names, leaves, strict=True))}).values())
 
     leaves = tuple(args[k].detach().clone().requires_grad_() for k in names)
@@ -60,10 +60,10 @@ def test_each_gradient_is_the_same_whether_or_not_others_are_asked_for(case: Cas
 
 
 @pytest.mark.parametrize("which", ["features", "phases"])
-@pytest.mark.parametrize("door", DOORS)
-def test_gradient_through_one_output_only(which: str, backend: str, door: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_gradient_through_one_output_only(which: str, backend: str, path: str) -> None:
     theta = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    with through(door):
+    with through(path):
         features, phases = kssm_kernels.kuramoto_features(theta, 0.7, 3, return_phases=True)
     (got,) = torch.autograd.grad((features if which == "features" else phases).square().sum(), theta)
     moved = kssm_kernels.kuramoto_update(theta, 0.7)
@@ -72,12 +72,12 @@ def test_gradient_through_one_output_only(which: str, backend: str, door: str) -
     torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", [CASES[0], CASES[5], CASES[7], CASES[8], CASES[9], CASES[11]], ids=lambda c: c.name)
-def test_second_backward_through_the_same_graph(case: Case, backend: str, door: str) -> None:
+def test_second_backward_through_the_same_graph(case: Case, backend: str, path: str) -> None:
     args = arguments(case, torch.float32)
     leaves = {k: v.detach().requires_grad_() for k, v in args.items() if isinstance(v, Tensor)}
-    with through(door):
+    with through(path):
         outputs = by_package(case, {**args, **leaves})
     given = list(cotangents(case, outputs, torch.float32).values())
     before = [v.detach().clone() for v in (*leaves.values(), *outputs.values(), *given)]
@@ -101,11 +101,11 @@ DOUBLE: dict[str, Function] = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("op", DOUBLE)
-def test_double_backward_is_refused_by_name(op: str, backend: str, door: str) -> None:
+def test_double_backward_is_refused_by_name(op: str, backend: str, path: str) -> None:
     theta = torch.rand(2, 10, dtype=torch.float64, requires_grad=True)
-    with through(door):
+    with through(path):
         loss = DOUBLE[op](theta).square().sum()
     (first,) = torch.autograd.grad(loss, theta, create_graph=True)
     assert torch.isfinite(first).all()
@@ -114,12 +114,12 @@ def test_double_backward_is_refused_by_name(op: str, backend: str, door: str) ->
         first.sum().backward()
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("saved", ["theta", "coupling", "features"])
-def test_a_saved_tensor_changed_in_place_is_caught(saved: str, backend: str, door: str) -> None:
+def test_a_saved_tensor_changed_in_place_is_caught(saved: str, backend: str, path: str) -> None:
     theta = torch.randn(2, 5, requires_grad=True)
     inner, coupling = theta * 1.0, torch.ones(2, 1)
-    with through(door):
+    with through(path):
         features = kssm_kernels.kuramoto_features(inner, coupling, 2)
     loss = features.sum()
     with torch.no_grad():

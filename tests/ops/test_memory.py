@@ -146,7 +146,7 @@ def test_sparse_tensors_are_refused(name: str, backend: str) -> None:
 
 
 def test_saved_tensors_of_another_shape_are_refused(backend: str) -> None:
-    """The registered backward ops take what they are given: it must fit the phases."""
+    """The dispatcher's backward ops take what they are given: it must fit the phases."""
     if backend == "torch":
         pytest.skip("torch's own operators check shapes")
     ops: Any = torch.ops.kssm_kernels
@@ -166,7 +166,7 @@ def test_saved_tensors_of_another_shape_are_refused(backend: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["phases", "harmonics", "operand", "coupling", "steps", "params", "no axes", "dtype"])
-def test_the_registered_ops_check_what_the_public_ones_do(name: str, backend: str) -> None:
+def test_the_dispatcher_s_ops_check_what_the_public_ones_do(name: str, backend: str) -> None:
     """Through torch.ops a tensor comes to a kernel that no public op has looked at."""
     ops: Any = torch.ops.kssm_kernels
     theta, one, dt = torch.randn(3, 10), torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float64)

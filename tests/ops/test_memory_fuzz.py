@@ -142,7 +142,7 @@ def _call(plan: dict[str, Any], a: dict[str, Any]) -> tuple[Tensor, ...]:
     low, high = torch.tensor(0.1, dtype=torch.float64), torch.tensor(10.0, dtype=torch.float64)
     if op == "bistable_coupling":
         return bistable_coupling(theta)
-    if op == "bistable_registered":
+    if op == "bistable_dispatcher":
         return tuple(OPS.bistable_coupling(theta, low, high))
     if op == "bistable_coupling_backward":
         return (OPS.bistable_coupling_backward(theta, low, high, a["gk"], a["gu"], a["gd"]),)
@@ -162,7 +162,7 @@ def _call(plan: dict[str, Any], a: dict[str, Any]) -> tuple[Tensor, ...]:
         for v in given.values()
     ]
     numbers = (torch.tensor(3), torch.tensor(0.1, dtype=torch.float64), steps)
-    if op == "kuramoto_registered":
+    if op == "kuramoto_dispatcher":
         return tuple(OPS.kuramoto(theta, *operands, *numbers, h, True))
     saved = [a["features"], None, a["g_features"], a["g_phases"]]
     if plan["which"] == "phases":
@@ -222,7 +222,7 @@ def _true_features(plan: dict[str, Any], found: dict[str, Any]) -> Tensor:
         return kept
     try:
         with kssm_kernels.use_backend("torch"):
-            return _call({**plan, "op": "kuramoto_registered"}, _plain(found))[0]
+            return _call({**plan, "op": "kuramoto_dispatcher"}, _plain(found))[0]
     except REFUSED:
         kept = found["features"]
         return kept
@@ -239,10 +239,10 @@ def _true_features(plan: dict[str, Any], found: dict[str, Any]) -> Tensor:
                     "order_parameters_backward",
                     "kuramoto_update",
                     "kuramoto_features",
-                    "kuramoto_registered",
+                    "kuramoto_dispatcher",
                     "kuramoto_backward",
                     "bistable_coupling",
-                    "bistable_registered",
+                    "bistable_dispatcher",
                     "bistable_coupling_backward",
                 ]
             ),

@@ -32,9 +32,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
-    """An empty trace that sees the direct door, which eager calls on a device take.
+    """An empty trace that sees the eager path, which eager calls on a device take.
 
-    A dispatch mode or a subclass of Tensor would be sent through the registered one, of which a mode sees the outside.
+    A dispatch mode or a subclass of Tensor would be sent by the dispatcher path, of which a mode sees the outside.
     """
     monkeypatch.setattr(_door, "_dispatch_modes", lambda: 0)
     monkeypatch.setattr(_door, "_PLAIN", _door._PLAIN | {OnMPS})

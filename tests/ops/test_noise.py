@@ -13,7 +13,7 @@ from torch import Tensor
 import kssm_kernels
 from kssm_kernels import kuramoto_features, kuramoto_update, philox_normal
 from kssm_kernels.ops.noise import philox_4x32
-from tests.support.cases import DOORS, through
+from tests.support.cases import PATHS, through
 
 # Random123's known answers for philox4x32 with 10 rounds: counter, key, result
 KNOWN = [
@@ -73,22 +73,22 @@ def test_normals_are_the_definition(shape: tuple[int, int], seed: int) -> None:
     assert (got - want).abs().max() <= 2e-6
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("shape", [*SIZES, (2, 4095), (2, 4096), (2, 4097), (1, 10001), (0, 7), (300, 3)])
-def test_the_same_bits_on_every_backend(shape: tuple[int, int], backend: str, door: str) -> None:
+def test_the_same_bits_on_every_backend(shape: tuple[int, int], backend: str, path: str) -> None:
     want = philox_normal(*shape, seed=99)
-    with through(door):
+    with through(path):
         got = xi_of(*shape, 99)
         assert torch.equal(got, want)
         assert torch.equal(xi_of(*shape, 99, torch.float64), want.double())
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, -(2**63), 2**63 - 1, 2**63, 2**64 - 1])
-@pytest.mark.parametrize("door", DOORS)
-def test_any_64_bit_seed_as_number_or_tensor(seed: int, backend: str, door: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_any_64_bit_seed_as_number_or_tensor(seed: int, backend: str, path: str) -> None:
     want = philox_normal(2, 40, seed=seed & (2**64 - 1))
     signed = seed - 2**64 if seed >= 2**63 else seed
-    with through(door):
+    with through(path):
         for given in (seed, torch.tensor(signed), torch.tensor([signed])):
             assert torch.equal(xi_of(2, 40, given), want)
 

@@ -12,8 +12,9 @@ import kssm_kernels
 from kssm_kernels import backends
 from kssm_kernels.ops import order_parameters as order_parameters_file
 from tests.support.cases import Case, evaluate
-from tests.support.conformance import check
+from tests.support.conformance import assert_same_bits, check
 from tests.support.specs import arguments, by_package
+from tests.support.tolerance import assert_within
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -71,11 +72,25 @@ def test_a_compiled_kernel_that_writes_nothing_gives_nan_everywhere(
 
 
 def test_the_rule_prints_index_and_the_three_values() -> None:
-    from tests.support.tolerance import assert_within
-
     truth = torch.zeros(2, 3, dtype=torch.float64)
     kernel = truth.clone()
     kernel[1, 2] = 0.5
     assert_within("x", kernel, truth, 0.2, 0.1)
     with pytest.raises(AssertionError, match=r"x: 1 of 6 .* at \(1, 2\): kernel 0.5, truth 0.0, bound 3.000e-01"):
         assert_within("x", kernel, truth, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.tensor([1.0, 1.0 + 2**-52], dtype=torch.float64),
+        torch.tensor([1.0, torch.nan], dtype=torch.float64),
+        torch.ones(2),
+    ],
+    ids=["an ulp", "NaN", "float32"],
+)
+def test_a_path_with_other_bits_than_the_eager_one_fails(other: torch.Tensor) -> None:
+    eager = torch.ones(2, dtype=torch.float64)
+    assert_same_bits("dispatcher", {"x": eager.clone()}, {"x": eager})
+    with pytest.raises(AssertionError, match=r"x: .* by the dispatcher path"):
+        assert_same_bits("dispatcher", {"x": other}, {"x": eager})

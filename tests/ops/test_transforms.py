@@ -18,6 +18,7 @@ from torch.autograd.functional import jacobian
 import kssm_kernels
 from kssm_kernels import FusedKuramoto, bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
 from tests.support import naive
+from tests.support.cases import DISPATCHER, through
 
 SEED, STEPS = 7, 12
 Function = Callable[..., Tensor]
@@ -202,11 +203,9 @@ def test_batched_gradients(name: str, backend: str) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_vmap_of_autograd_grad_after_the_dispatcher_path(name: str, axis: int, backend: str) -> None:
     """Backward gets members along any axis, and cotangents that are shared (a stride of 0) or not."""
-    from tests.support.cases import through
-
     ours, _ = FUNCTIONS[name]
     args = tuple(a.requires_grad_() for a in _arguments(name))
-    with through("registered"):
+    with through(DISPATCHER):
         out = ours(*args)
     weights = torch.randn(4, *out.shape, dtype=torch.float64)
     want = torch.stack([torch.autograd.grad(out, args[0], w, retain_graph=True)[0] for w in weights])
@@ -220,7 +219,7 @@ def test_vmap_of_autograd_grad_after_the_dispatcher_path(name: str, axis: int, b
 
 
 def _backward_calls() -> dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]]:
-    """The registered backward ops as functions of their tensors: name -> (function, those of one member)."""
+    """The dispatcher's backward ops as functions of their tensors: name -> (function, those of one member)."""
     ops: Any = torch.ops.kssm_kernels
     wide = torch.float64
     theta, params = torch.randn(3, 5, dtype=wide), torch.rand(4, 10, dtype=wide) + 0.2

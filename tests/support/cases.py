@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-DOORS = ("direct", "registered")
+PATHS = EAGER, DISPATCHER = ("eager", "dispatcher")
 OPERANDS = ("coupling", "omega", "phase_lag", "noise_scale")
 SEED = 20 * 2**32 + 7
 
@@ -105,9 +105,9 @@ class _PassThrough(TorchDispatchMode):
 
 
 @contextmanager
-def through(door: str) -> Iterator[None]:
-    """Sends eager calls through the direct door (plain eager) or the registered one (any dispatch mode does)."""
-    with _PassThrough() if door == "registered" else nullcontext():
+def through(path: str) -> Iterator[None]:
+    """Sends calls by the eager path (that of plain eager calls) or by the dispatcher path (any dispatch mode does)."""
+    with _PassThrough() if path == DISPATCHER else nullcontext():
         yield
 
 

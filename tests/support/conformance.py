@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
-from tests.support.cases import Case, Result, Slack, evaluate, threads, through, widened
+from tests.support.cases import EAGER, PATHS, Case, Result, Slack, evaluate, threads, through, widened
 from tests.support.specs import SPECS, arguments, by_equation, by_package, truth_of
 from tests.support.tolerance import assert_within, inside, largest
 
 
-def check(case: Case, dtype: torch.dtype, door: str = "direct", device: str = "cpu") -> None:
-    """Runs the case on the backend in force and holds outputs and gradients to the rule."""
+def check(case: Case, dtype: torch.dtype, device: str = "cpu", paths: Sequence[str] = PATHS) -> None:
+    """Holds outputs and gradients of the eager path, on the backend in force, to the rule; other paths to its bits."""
     truth = truth_of(case, dtype)
     framework, slack = _bounds(case, dtype)
     args = arguments(case, dtype, device)
-    with through(door):
-        got = evaluate(by_package, case, args, dtype)
+    got = evaluate(by_package, case, args, dtype)
     assert got.keys() == truth.keys()
     for k, v in truth.items():
         wanted = inside(dtype) if SPECS[case.op].widens and not k.startswith("d ") else dtype
         assert got[k].dtype == wanted, f"{k}: {got[k].dtype}, want {wanted}"
         assert_within(f"{case.name} {dtype} {k}", got[k], v, framework[k], slack[k])
+    for path in [path for path in paths if path != EAGER]:
+        with through(path):
+            assert_same_bits(path, evaluate(by_package, case, args, dtype), got)
+
+
+def assert_same_bits(path: str, results: Result, eager: Result) -> None:
+    assert results.keys() == eager.keys()
+    for k, v in eager.items():
+        assert results[k].dtype == v.dtype, f"{k}: {results[k].dtype} by the {path} path, {v.dtype} by the eager one"
+        assert torch.equal(results[k], v), f"{k}: other bits by the {path} path than by the eager one"
 
 
 def framework_errors(case: Case, dtype: torch.dtype, truth: Result) -> dict[str, float]:
