@@ -12,10 +12,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench.baselines import OriginalBank, philox_draw
+from bench.baselines import philox_draw
 from bench.compare import BANK_SLACK, check, compare, forward_backward
 from bench.interleave import SMOKE, Call
 from kssm_kernels import FusedKuramoto
+from tests.support.naive import OriginalBank
 
 WIDTH, OSCILLATORS, HARMONICS = 384, 192, 32
 BATCH, LENGTH = (1, 16) if SMOKE else (4, 512)

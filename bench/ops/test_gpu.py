@@ -18,12 +18,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench import baselines
 from bench.compare import check_op, forward_backward
 from bench.device import COPY, Row, in_turn, write_page
 from bench.interleave import SMOKE
 from kssm_kernels import kuramoto_features, kuramoto_update, order_parameters, use_backend
-from tests.support import devices
+from tests.support import devices, naive
 
 ROUNDS = 2 if SMOKE else 30
 COPIED = 1 << (16 if SMOKE else 28)  # bytes: larger than the caches of any device so far
@@ -58,14 +57,14 @@ def _cases(rows: int, large: int) -> list[Case]:
     def update(steps: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         return (
             lambda t: kuramoto_update(t, 0.7, omega=0.1, dt=0.1, steps=steps),
-            lambda t: baselines.kuramoto_update(t, 0.7, 0.1, 0.1, steps),
+            lambda t: naive.mean_field(t, 0.7, 0.1, 0.1, steps),
         )
 
     def sums(harmonics: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        return lambda t: order_parameters(t, harmonics), lambda t: baselines.order_parameters(t, harmonics)
+        return lambda t: order_parameters(t, harmonics), lambda t: naive.order_parameters(t, harmonics)
 
     def fused(t: Tensor) -> Tensor:
-        return baselines.order_parameters(baselines.kuramoto_update(t, 0.7), 32)
+        return naive.order_parameters(naive.mean_field(t, 0.7), 32)
 
     return [
         *(Case(f"order_parameters [{rows}, 192], H 32", (rows, 192), *sums(32), 96, b) for b in (False, True)),

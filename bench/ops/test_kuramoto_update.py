@@ -11,10 +11,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import baselines
 from bench.compare import check_op, compare, forward_backward
 from bench.interleave import SMOKE
 from kssm_kernels import kuramoto_update
+from tests.support import naive
 
 SHAPE = (2, 16, 192) if SMOKE else (8, 512, 192)
 COUPLING, DT = 1.5, 0.1
@@ -31,7 +31,7 @@ def test_kuramoto_update(benchmark: BenchmarkFixture, steps: int, direction: str
         return kuramoto_update(theta, COUPLING, omega=omega, dt=DT, steps=steps)
 
     def eager(theta: torch.Tensor) -> torch.Tensor:
-        return baselines.kuramoto_update(theta, COUPLING, omega.to(theta.dtype), DT, steps)
+        return naive.mean_field(theta, COUPLING, omega.to(theta.dtype), DT, steps)
 
     functions = {"ours": ours, "eager": eager}
     if not SMOKE:

@@ -13,10 +13,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import baselines
 from bench.compare import Figure, check_op, milliseconds, record
 from bench.interleave import SMOKE, Turns, rounds_for
 from kssm_kernels import kuramoto_update
+from tests.support import naive
 
 SHAPE = (4, 192) if SMOKE else (64, 192)
 PLAIN, DT = 16, 0.05
@@ -35,7 +35,7 @@ def test_keeping_the_phases_of_a_long_call(benchmark: BenchmarkFixture, calls: i
     def plain(theta: torch.Tensor) -> torch.Tensor:
         return kuramoto_update(theta, 1.5, omega=omega.to(theta), dt=DT, steps=PLAIN)
 
-    check_op("kuramoto_update", plain, lambda t: baselines.kuramoto_update(t, 1.5, omega.to(t), DT, PLAIN), theta, grad)
+    check_op("kuramoto_update", plain, lambda t: naive.mean_field(t, 1.5, omega.to(t), DT, PLAIN), theta, grad)
     turns = [Turns(partial(function, theta)) for function in (whole, plain)]
 
     def round_of_all() -> None:

@@ -23,10 +23,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench import baselines
 from bench.compare import Figure, forward_backward, record
 from bench.interleave import SMOKE, THREADS, Quantiles
 from kssm_kernels import FusedKuramoto, kuramoto_update, order_parameters
+from tests.support import naive
 
 WIDTH, OSCILLATORS, HARMONICS = 384, 192, 32
 BATCH, LENGTH = (1, 64) if SMOKE else (4, 512)
@@ -54,10 +54,10 @@ def long_ensemble() -> tuple[Callable[[Tensor], Tensor], list[Tensor], Tensor, T
 # function, its parameters, the tensor it gets, the gradient at its result
 CASES = {
     "fused bank": lambda: bank(FusedKuramoto),
-    "original bank": lambda: bank(baselines.OriginalBank),
+    "original bank": lambda: bank(naive.OriginalBank),
     "order parameters": lambda: order_parameters_by(order_parameters),
     "long ensemble": long_ensemble,
-    "formula": lambda: order_parameters_by(baselines.order_parameters),
+    "formula": lambda: order_parameters_by(naive.order_parameters),
 }
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import baselines
 from bench.compare import FLOOR, check_op, compare, floor, forward_backward
 from bench.interleave import SMOKE, THREADS
 from kssm_kernels import order_parameters, use_backend
+from tests.support import naive
 
 SHAPE = (2, 16, 192) if SMOKE else (8, 512, 192)
 HARMONICS = 32
@@ -28,7 +28,7 @@ def ours(theta: torch.Tensor) -> torch.Tensor:
 
 
 def eager(theta: torch.Tensor) -> torch.Tensor:
-    return baselines.order_parameters(theta, HARMONICS)
+    return naive.order_parameters(theta, HARMONICS)
 
 
 @pytest.mark.parametrize("direction", TARGETS)

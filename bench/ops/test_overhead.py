@@ -18,10 +18,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench import baselines
 from bench.compare import Figure, check_op, record
 from bench.interleave import SMOKE, Call, Quantiles, interleave
 from kssm_kernels import bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
+from tests.support import naive
 
 CALLS = 100 if SMOKE else 1000
 LIMIT = {"without gradient": 5.0, "with gradient": 15.0}  # microseconds over an empty call
@@ -29,16 +29,16 @@ LIMIT_IMPORT = 50.0  # milliseconds
 Op = Callable[[Tensor], Any]
 
 OPS: dict[str, tuple[Op, Op, tuple[int, ...]]] = {
-    "order_parameters": (lambda t: order_parameters(t, 2), lambda t: baselines.order_parameters(t, 2), (1, 8)),
-    "kuramoto_update": (lambda t: kuramoto_update(t, 1.0), lambda t: baselines.kuramoto_update(t, 1.0), (1, 8)),
+    "order_parameters": (lambda t: order_parameters(t, 2), lambda t: naive.order_parameters(t, 2), (1, 8)),
+    "kuramoto_update": (lambda t: kuramoto_update(t, 1.0), lambda t: naive.mean_field(t, 1.0), (1, 8)),
     "kuramoto_features": (
         lambda t: kuramoto_features(t, 1.0, 2),
-        lambda t: baselines.order_parameters(baselines.kuramoto_update(t, 1.0), 2),
+        lambda t: naive.order_parameters(naive.mean_field(t, 1.0), 2),
         (1, 8),
     ),
     "bistable_coupling": (
         lambda t: bistable_coupling(t)[0],
-        lambda t: baselines.bistable_coupling(t)[0],
+        lambda t: naive.bistable_coupling(t)[0],
         (1, 10),
     ),
 }

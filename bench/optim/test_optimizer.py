@@ -11,10 +11,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from bench import baselines
 from bench.compare import COPY, check, compare, copy_of
 from bench.interleave import SMOKE
 from kssm_kernels.optim import SignSplitEMA
+from tests.support import naive
 
 SHAPES = {
     "one tensor of 20M": [(50_000,) if SMOKE else (20_000_000,)],
@@ -45,7 +45,7 @@ def formula(params: list[nn.Parameter]) -> Callable[[], None]:
     def step() -> None:
         for p, (positive, negative) in zip(params, means, strict=True):
             assert p.grad is not None
-            baselines.sign_split_ema(p, p.grad, positive, negative)
+            naive.sign_split_ema(p, p.grad, positive, negative)
 
     return step
 
@@ -58,7 +58,7 @@ def check_two_steps(state_dtype: torch.dtype, device: str = "cpu", **options: bo
     def stepped(dtype: torch.dtype) -> Tensor:
         q, means = p.to(dtype, copy=True), [torch.zeros(10_000, dtype=dtype, device=device) for _ in range(2)]
         for g in gradients:
-            baselines.sign_split_ema(q, g.to(dtype), *means)
+            naive.sign_split_ema(q, g.to(dtype), *means)
         return q
 
     mine = nn.Parameter(p.clone())

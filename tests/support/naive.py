@@ -1,18 +1,23 @@
 """The equations as a textbook writes them, in plain torch with torch's own autograd; nothing of the packages is used.
 
-In float64 this is the truth; in the dtype of a kernel it is what a user would write without it ("the framework").
-It stores tensors of size [..., N, H], so it is for tests only.
+In float64 this is the truth; in the dtype of a kernel it is what a user would write without it ("the framework"), and
+what the benches time the kernels against. Two formulas of a thing stand here where the truth asks for more than a user
+who wants speed would write: :func:`mean_field`, :class:`OriginalBank`.
+
+The order parameters store tensors of size [..., N, H].
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
 def order_parameters(theta: Tensor, harmonics: int) -> Tensor:
+    """[..., N] -> [..., 3H] through tensors of size [..., N, H]."""
     n = torch.arange(1, harmonics + 1, dtype=theta.dtype, device=theta.device)
     angles = theta.unsqueeze(-1) * n
     c, s = angles.cos().mean(-2), angles.sin().mean(-2)
@@ -48,8 +53,24 @@ def kuramoto_update(
     return theta
 
 
-def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None) -> tuple[Tensor, Tensor, Tensor]:
-    a, b, c, d, e, f, g, h = params[..., :8].unbind(-1)
+def mean_field(
+    theta: Tensor, coupling: Tensor | float, omega: Tensor | float = 0.0, dt: float = 1.0, steps: int = 1
+) -> Tensor:
+    """:func:`kuramoto_update` without phase lag, noise and operands larger than theta, for the benches.
+
+    Each cosine and sine is taken once; with a lag the truth has to take them twice. The matrix of all N x N differences
+    would only make a weaker baseline.
+    """
+    for _ in range(steps):
+        cos, sin = torch.cos(theta), torch.sin(theta)
+        mean_cos, mean_sin = cos.mean(-1, keepdim=True), sin.mean(-1, keepdim=True)
+        theta = theta + dt * (omega + coupling * (mean_sin * cos - mean_cos * sin))
+    return theta
+
+
+def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 10.0)) -> tuple[Tensor, Tensor, Tensor]:
+    """Coupling strength, clamped latent and determinant from ten algebraic parameters, two of them unused."""
+    a, b, c, d, e, f, g, h, _, _ = params.unbind(-1)
     u = (d * g - c * h) / (a * g - c * e + 1e-6)
     if clamp is not None:
         u = u.clamp(*clamp)
@@ -114,17 +135,41 @@ class BankV3(nn.Module):
         """``xi`` [..., N] is the noise; None stands for none."""
         strength, u, delta = bistable_coupling(self.to_params(x), self.clamp)
         self.last_delta_val, self.last_u_val = delta.abs().mean(), u.mean()
-        theta = kuramoto_update(
-            self.omega_0 + x.mean(-1, keepdim=True),
-            strength.unsqueeze(-1),
-            noise_scale=None if xi is None else self.delta_param.abs() + 1e-5,
-            xi=None if xi is None else xi.unsqueeze(0),
-        )
+        theta = self.step(self.omega_0 + x.mean(-1, keepdim=True), strength.unsqueeze(-1), xi)
         features = order_parameters(theta, self.n_harmonics)
         return self.readout(features), features[..., 2 * self.n_harmonics], theta
+
+    def step(self, theta: Tensor, strength: Tensor, xi: Tensor | None) -> Tensor:
+        if xi is None:
+            return kuramoto_update(theta, strength)
+        return kuramoto_update(theta, strength, noise_scale=self.delta_param.abs() + 1e-5, xi=xi.unsqueeze(0))
 
     def get_regularization_loss(self, lambda1: float = 0.1, lambda2: float = 0.5, epsilon: float = 1e-5) -> Tensor:
         assert self.last_delta_val is not None
         assert self.last_u_val is not None
-        floor = torch.tensor(epsilon, dtype=self.last_u_val.dtype)
-        return lambda1 / (self.last_delta_val + epsilon) - lambda2 * torch.log(torch.maximum(self.last_u_val, floor))
+        return lambda1 / (self.last_delta_val + epsilon) - lambda2 * torch.log(self.last_u_val.clamp_min(epsilon))
+
+
+class OriginalBank(BankV3):
+    """The third bank as the family writes it, for the benches: it draws its noise itself, in evaluation too, and its
+    step is :func:`mean_field`. ``draw`` can be what the fused bank draws, so that the two can be compared.
+    """
+
+    draw: Callable[[Tensor], Tensor] = staticmethod(torch.randn_like)
+
+    def step(self, theta: Tensor, strength: Tensor, xi: Tensor | None) -> Tensor:
+        theta = mean_field(theta, strength)
+        return theta - (self.delta_param.abs() + 1e-5) * self.draw(theta)
+
+
+def sign_split_ema(
+    p: Tensor, g: Tensor, positive: Tensor, negative: Tensor, lr: float = 1e-3, beta: float = 0.9, eps: float = 1e-12
+) -> None:
+    """A normalized, lazy step with kappa 1, one operator after the other. Changes p and both means."""
+    live = g.isfinite() & (g != 0)
+    positive.copy_(torch.where(live, beta * positive + (1 - beta) * g.clamp_min(0), positive))
+    negative.copy_(torch.where(live, beta * negative + (1 - beta) * (-g).clamp_min(0), negative))
+    opposite = torch.where(g > 0, negative, torch.where(g < 0, positive, 0))
+    total = positive + negative + eps
+    update = (positive - negative) / total / (1 + opposite / total)
+    p.sub_(torch.where(live, lr * update, 0))
