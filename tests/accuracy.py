@@ -98,7 +98,7 @@ def measure(backend: str, dtype: torch.dtype) -> dict[tuple[str, str, str], Entr
             got = evaluate(by_package, case, args, dtype)
         with threads(1):
             framework = evaluate(by_equation, case, args, dtype)
-        phases = "" if case.op == "bistable_coupling" else "any" if case.phases in ("large", "any") else "moderate"
+        phases = "" if "theta" not in args else "any" if case.phases in ("large", "any") else "moderate"
         for key, value in truth.items():
             if value.numel():
                 entry = found.setdefault((case.op, key, phases), Entry())

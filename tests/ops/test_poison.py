@@ -10,7 +10,6 @@ import torch
 
 import kssm_kernels
 from kssm_kernels import backends
-from kssm_kernels.ops import order_parameters as order_parameters_file
 from tests.support.cases import Case, evaluate
 from tests.support.conformance import assert_same_bits, check
 from tests.support.specs import arguments, by_package
@@ -30,18 +29,17 @@ def test_every_way_to_get_uninitialised_memory_gives_nan(dtype: torch.dtype) -> 
         assert got.isnan().all()
 
 
-def test_a_kernel_that_leaves_one_row_unwritten_fails_conformance(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = order_parameters_file.features_torch
-
+def test_an_op_that_leaves_one_row_unwritten_fails_conformance(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(theta: torch.Tensor, harmonics: int) -> torch.Tensor:
         out = theta.new_empty((*theta.shape[:-1], 3 * harmonics))
         out[:-1] = right(theta, harmonics)[:-1]
         return out
 
+    right = kssm_kernels.order_parameters
     case = Case("order_parameters", (4, 7), 3)
     with kssm_kernels.use_backend("torch"):
         check(case, torch.float64)
-        monkeypatch.setattr(order_parameters_file, "features_torch", forgetful)
+        monkeypatch.setattr(kssm_kernels, "order_parameters", forgetful)
         with pytest.raises(AssertionError, match=r"9 of 36 outside the tolerance; the worst at \(3, 0\): kernel nan"):
             check(case, torch.float64)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import kssm_kernels
@@ -27,6 +26,8 @@ def device() -> str | None:
 
 
 def device_or_skip() -> str:
+    import pytest  # here: programs that measure import this file too, and run without pytest
+
     found = device()
     if found is None:
         pytest.skip("no CUDA, ROCm or XPU device")

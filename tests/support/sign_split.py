@@ -10,21 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import kssm_kernels
-from kssm_kernels import triton
-from kssm_kernels.cuda import library
 from kssm_kernels.optim import SignSplitEMA
+from tests.support import devices
 
 # name -> (backend, arguments); "triton" only under TRITON_INTERPRET=1, "cuda" under KSSM_CUDA_ON_HOST=1
 IMPLEMENTATIONS: dict[str, tuple[str, dict[str, bool]]] = {
     "single": ("torch", {"fused": False, "foreach": False}),
     "foreach": ("torch", {"fused": False, "foreach": True}),
 }
-if "cpu" in kssm_kernels.available_backends():
-    IMPLEMENTATIONS["cpu"] = ("cpu", {"fused": True})
-if triton.interpreting() and "triton" in kssm_kernels.available_backends():
-    IMPLEMENTATIONS["triton"] = ("triton", {"fused": True})
-if library.on_host():
-    IMPLEMENTATIONS["cuda"] = ("cuda", {"fused": True})
+IMPLEMENTATIONS |= {name: (name, {"fused": True}) for name in devices.backends_of("cpu") if name != "torch"}
 
 MODES = ("paper", "normalized", "consolidate")
 # Ties, odd sizes, a scalar, nothing, more than one block of 256, and one large enough for 8-bit means.

@@ -10,7 +10,9 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,7 +24,6 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 
 from kssm_kernels.optim import SignSplitEMA
-from kssm_kernels.optim._tensors import distributed_tensors, is_dtensor
 
 STEPS, WORLD = 3, 2
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -32,8 +33,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def distributed_tensors() -> ModuleType:
+    """The module of DTensor and its placements, which was private until torch 2.5."""
+    return import_module(f"torch.distributed.{'tensor' if torch.__version__ >= '2.5' else '_tensor'}")
+
+
 def whole(t: torch.Tensor) -> torch.Tensor:
-    return t.full_tensor() if is_dtensor(t) else t  # type: ignore[attr-defined]  # DTensor's, not Tensor's
+    return t.full_tensor() if isinstance(t, distributed_tensors().DTensor) else t
 
 
 def model_of(seed: int) -> nn.Module:
