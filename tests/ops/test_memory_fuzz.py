@@ -1,4 +1,4 @@
-"""Random phases, operands, saved tensors and cotangents at the door of the native code of the ops.
+"""Random phases, operands, saved tensors and cotangents where the native code of the ops begins.
 
 Whatever disagrees, a call is refused by TypeError, ValueError or RuntimeError, or gives what pure torch gives on plain
 copies; it never crashes. The gate runs this under AddressSanitizer, where a read behind an end is a crash.

@@ -1,4 +1,4 @@
-"""Random parameters, states, gradients and changes between steps, at the door of the native code.
+"""Random parameters, states, gradients and changes between steps, where native code begins.
 
 Whatever disagrees, a step is refused by an error or gives what the torch operators give; it never crashes. The gate
 runs this under AddressSanitizer, where a read behind an end is a crash. KSSM_FUZZ_EXAMPLES sets the number of examples.

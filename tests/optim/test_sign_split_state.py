@@ -274,7 +274,7 @@ def test_fake_and_meta_parameters_take_the_torch_path() -> None:
 
 
 def test_a_table_takes_no_tensor_of_another_kind() -> None:
-    """The last door before native code, whoever comes through it."""
+    """The last check before native code, whoever asks for it."""
     n = 600
     good: dict[str, Any] = {"p": Z(n), "g": Z(n), "positive": Z(n), "negative": Z(n), "temperature": None}
     good |= {"compensation": None, "positive_scale": None, "negative_scale": None, "cryo": None, "rms": None}
