@@ -42,7 +42,7 @@ class Part:
     because: str = ""
 
 
-TESTS_OF_EXTRAS = "tests/train/test_command_line.py tests/test_optimizer_proof.py tests/test_triton_compile.py"
+TESTS_OF_EXTRAS = "tests/train/test_command_line.py tests/optim/test_proof.py tests/gpu/test_triton_compile.py"
 SANITIZERS = ("address and undefined-behaviour sanitizers",)
 EDITABLE = "train,test,bench,lint,gpu,proof"
 
@@ -100,12 +100,12 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "python -m bench.waiting": Run(
             ("KSSM_BENCH_SMOKE=1 python -m bench.waiting",), "train,bench", "a turn each, to .benchmarks/"
         ),
-        "TRITON_INTERPRET=1 pytest -k triton tests/test_conformance.py": Part(("GPU kernels, run on the CPU",)),
+        "TRITON_INTERPRET=1 pytest -k triton tests/ops/test_conformance.py": Part(("GPU kernels, run on the CPU",)),
         "KSSM_CUDA_ON_HOST=1 pytest -k cuda tests": Part(("GPU kernels, run on the CPU",)),
         "python -m bench.gpu_compile": Part(
             ("GPU kernels, compiled for devices that are not here",), "with --check, which writes no page"
         ),
-        "python -m bench.optimizer_proof": Part(("tests",), "tests/test_optimizer_proof.py runs it with --quick"),
+        "python -m bench.proof": Part(("tests",), "tests/optim/test_proof.py runs it with --quick"),
         "pytest tests bench -m gpu": Part((), "README's, above, runs it"),
         'pip install "setuptools>=77" pybind11 cmake ninja': Run(
             ('python -m pip install "setuptools>=77" pybind11 cmake ninja',), "", folder="copy"
@@ -121,8 +121,9 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         ),
         "KSSM_SANITIZE=1 pip install --no-deps --target build/sanitized .": Part(SANITIZERS, "to a scratch folder"),
         'LD_PRELOAD="$(gcc -print-file-name=libasan.so):$(gcc -print-file-name=libstdc++.so)" '
-        "ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized pytest -p no:cacheprovider tests/test_conformance.py": (
-            Part(SANITIZERS, "more files, without the backend torch")
+        "ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized "
+        "pytest -p no:cacheprovider tests/ops/test_conformance.py": Part(
+            SANITIZERS, "more files, without the backend torch"
         ),
     },
 }

@@ -11,7 +11,7 @@ from bench.compare import Figure
 from bench.device import Row, write_page
 from bench.interleave import DOCS, SMOKE, THREADS, environment
 from bench.table import text_table
-from tests import gpu
+from tests.support import devices
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -29,7 +29,7 @@ def device_rows() -> Iterator[list[Row]]:
     yield found
     if found:
         page = DOCS / "gpu_performance.md"
-        write_page(found, gpu.device() or "cpu", page)
+        write_page(found, devices.device() or "cpu", page)
         print(page.read_text(encoding="utf-8"))
 
 

@@ -17,11 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bench import baselines
 from bench.compare import check_op, forward_backward
 from bench.interleave import DOCS, SMOKE, Call, interleave
 from bench.plotted import measure_and_draw
 from kssm_kernels import kuramoto_update
+from tests.support import naive
 
 STEPS, COUPLING, DT = 10, 1.5, 0.1
 SIZES = [5000] if SMOKE else [10**4, 3 * 10**4, 10**5, 3 * 10**5, 10**6, 2 * 10**6, 4 * 10**6, 10**7]
@@ -34,7 +34,7 @@ def ours(theta: Tensor) -> Tensor:
 
 
 def formula(theta: Tensor) -> Tensor:
-    return baselines.kuramoto_update(theta, COUPLING, dt=DT, steps=STEPS)
+    return naive.mean_field(theta, COUPLING, dt=DT, steps=STEPS)
 
 
 def page_faults(call: Call) -> int:

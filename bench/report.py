@@ -54,7 +54,7 @@ def run_bench() -> dict[str, Any]:
         run = json.loads(raw.read_text())
     figures: dict[str, list[Any]] = {name: [] for name in TITLES}
     for benchmark in run["benchmarks"]:
-        name = benchmark["fullname"].split("::")[0].removeprefix("bench/")
+        name = Path(benchmark["fullname"].split("::")[0]).name
         if name in TITLES:  # the benches for a device write a page of their own, and try that on the CPU
             figures[name] += benchmark["extra_info"].get("figures", [])
     return {"environment": run["machine_info"]["environment"], "figures": figures}

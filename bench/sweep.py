@@ -16,11 +16,11 @@ from functools import partial
 
 import torch
 
-from bench.baselines import order_parameters as formula
 from bench.compare import check_op, forward_backward
 from bench.interleave import DOCS, SMOKE, THREADS, Turns, take_turns
 from bench.plotted import measure_and_draw
 from kssm_kernels import order_parameters
+from tests.support.naive import order_parameters as formula
 
 ROWS, OSCILLATORS, HARMONICS = (64, 64, 8) if SMOKE else (4096, 192, 32)
 SIZES = {

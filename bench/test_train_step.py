@@ -14,9 +14,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 from torch.nn import functional
 
-from bench.baselines import NoBank, OriginalBank, philox_draw, with_banks
+from bench.baselines import NoBank, philox_draw, with_banks
 from bench.compare import BANK_SLACK, check, compare
 from bench.interleave import SMOKE, Call
+from tests.support.naive import OriginalBank
 
 VOCABULARY, OSCILLATORS, HARMONICS = 256, 192, 32
 REGULARISATION = 0.01  # the trainer's default weight

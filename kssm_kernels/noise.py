@@ -72,7 +72,7 @@ def _box_muller(word0: Tensor, word1: Tensor) -> tuple[Tensor, Tensor]:
     log_mantissa = f - 0.5 * z + (z * f) * _horner(LOG_POLYNOMIAL, f)
     minus_log = (24 - exponent).to(torch.float32) * LN_2 - log_mantissa
     # torch.sqrt goes through a vector library on x86 that misrounds one float32 in six (torch 2.13); by way of float64
-    # all 2^24 values that can occur come out right (tests/test_noise.py). MPS has no float64.
+    # all 2^24 values that can occur come out right (tests/ops/test_noise.py). MPS has no float64.
     squared = 2.0 * minus_log.clamp_min(0.0)
     wide = torch.float32 if squared.device.type == "mps" else torch.float64
     radius = torch.sqrt(squared.to(wide)).to(torch.float32)

@@ -2,7 +2,7 @@
 
 With TRITON_INTERPRET=1 and KSSM_CUDA_ON_HOST=1 the GPU kernels are in it too, as they compute on CPU tensors.
 
-The cases, the truth and the framework are those of the conformance tests (tests/cases.py, tests/tolerance.py).
+The cases, the truth and the framework are those of the conformance tests.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 import kssm_kernels
-from tests import gpu
-from tests.cases import CASES, DTYPES, Case, arguments, by_equation, by_package, evaluate, threads, truth_of
+from tests.support import devices
+from tests.support.cases import DTYPES, Case, evaluate, threads
+from tests.support.specs import CASES, arguments, by_equation, by_package, truth_of
 
 HEAD = """# Accuracy
 
@@ -28,10 +29,10 @@ Made by `TRITON_INTERPRET=1 KSSM_CUDA_ON_HOST=1 python -m tests.accuracy`; do no
 The GPU kernels ran on the CPU: the CUDA sources compiled for it, the Triton kernels interpreted. A device adds up in
 another order and has an exponential of its own (in `bistable_coupling`); the rest is the same arithmetic.
 
-Error of every op against its equation in float64 (`tests/naive.py`), evaluated on the very numbers the kernel got,
-over the {count} cases of the conformance tests. *Kernel* is the backend named, *framework* the same equation written in
-torch in the same dtype. Errors are divided by the largest true value of the tensor where that is above 1: features and
-phases near the unit circle are absolute (phases in radians), gradients relative to their largest element.
+Error of every op against its equation in float64 (`tests/support/naive.py`), evaluated on the very numbers the kernel
+got, over the {count} cases of the conformance tests. *Kernel* is the backend named, *framework* the same equation
+written in torch in the same dtype. Errors are divided by the largest true value of the tensor where that is above 1:
+features and phases near the unit circle are absolute (phases in radians), gradients relative to their largest element.
 
 *Phases*: **moderate** up to some multiples of pi; **any** of all sizes from 1e-4 to 1e30 (to 65,504 in float16; to 1e6
 in float64, where H |theta| ulp of the error are the truth's own). 16-bit results are rounded once: half an ulp is
@@ -97,7 +98,7 @@ def measure(backend: str, dtype: torch.dtype) -> dict[tuple[str, str, str], Entr
             got = evaluate(by_package, case, args, dtype)
         with threads(1):
             framework = evaluate(by_equation, case, args, dtype)
-        phases = "" if case.op == "bistable_coupling" else "any" if case.phases in ("large", "any") else "moderate"
+        phases = "" if "theta" not in args else "any" if case.phases in ("large", "any") else "moderate"
         for key, value in truth.items():
             if value.numel():
                 entry = found.setdefault((case.op, key, phases), Entry())
@@ -108,8 +109,8 @@ def measure(backend: str, dtype: torch.dtype) -> dict[tuple[str, str, str], Entr
 def main(path: str = "docs/accuracy.md") -> None:
     build = "- " + kssm_kernels.build_info().replace("; ", "\n- ")
     lines = [HEAD.format(torch=torch.__version__, build=build, count=len(CASES))]
-    for backend in gpu.backends_of("cpu"):
-        for dtype in (d for d in DTYPES if gpu.serves(backend, d)):
+    for backend in devices.backends_of("cpu"):
+        for dtype in (d for d in DTYPES if devices.serves(backend, d)):
             lines += [
                 f"## Backend {backend}, {str(dtype).removeprefix('torch.')}\n",
                 "| op | result | phases | kernel max | kernel rms | framework max | framework rms | worst input |",

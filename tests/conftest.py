@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kssm_kernels
-from tests import gpu
+from tests.support import devices
 
 hypothesis.settings.register_profile(
     "kssm",
@@ -30,8 +30,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "kssm"))
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
     # torch fills what torch.empty, new_empty, empty_like, empty_strided and resize_ return, wherever they are called
-    # from, when deterministic algorithms are on (tests/test_poison.py shows that it does); warn_only keeps operators
-    # without a deterministic form usable.
+    # from, when deterministic algorithms are on (tests/ops/test_poison.py shows that it does); warn_only keeps
+    # operators without a deterministic form usable.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.set_num_threads(2)
@@ -44,7 +44,7 @@ def _same_start() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(params=gpu.backends_of("cpu"))
+@pytest.fixture(params=devices.backends_of("cpu"))
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once on every backend that can run on CPU tensors here."""
     if request.param == "torch":  # torch's own threads are not under test; on a busy machine they wait for each other
@@ -54,9 +54,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what a backend does not serve (tests/gpu.py); a request for it raises, which test_errors.py shows."""
+    """Leaves out what a backend does not serve (devices.serves); a request for it raises, as test_errors.py shows."""
     parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    left_out = [not gpu.serves(p.get("backend", ""), p.get("dtype")) for p in parameters]
+    left_out = [not devices.serves(p.get("backend", ""), p.get("dtype")) for p in parameters]
     config.hook.pytest_deselected(items=[item for item, out in zip(items, left_out, strict=True) if out])
     items[:] = [item for item, out in zip(items, left_out, strict=True) if not out]
 

@@ -88,23 +88,25 @@ def test_an_explicit_request_that_cannot_be_served_raises(usable: dict[str, bool
         use_backend("cuda")
 
 
+def explained() -> str:
+    return explain("order_parameters", torch.zeros(3))
+
+
 def test_use_backend_as_a_plain_call_stays_until_the_next() -> None:
-    before = backends._explicit
-    try:
+    with use_backend(None):  # puts back at its end what was before
         use_backend("torch")
         assert chosen("cpu") == "torch"
         with use_backend(None):
-            assert backends._explicit == ""
+            assert "chosen by use_backend" not in explained()
         assert chosen("cpu") == "torch"
-    finally:
-        use_backend(before or None)
+        assert "torch, chosen by use_backend" in explained()
 
 
 def test_blocks_nest() -> None:
     with use_backend("torch"):
         with use_backend(None), use_backend("torch"):
             pass
-        assert backends._explicit == "torch"
+        assert "torch, chosen by use_backend" in explained()
 
 
 def in_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

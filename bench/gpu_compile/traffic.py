@@ -1,8 +1,8 @@
 """Bytes that each case's kernels load from and store to global memory, counted while they run on the CPU.
 
 ``TRITON_INTERPRET=1 python -m bench.gpu_compile.traffic`` prints them as JSON: the Triton kernels by their interpreter,
-the CUDA kernels in the build of tests/cuda_on_host. Each byte counts once a launch: what is read again, or by several
-threads, comes from a cache.
+the CUDA kernels in the build of tests/support/cuda_on_host. Each byte counts once a launch: what is read again, or by
+several threads, comes from a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from bench.gpu_compile.cases import CASES, Case
 from kssm_kernels import backends
 from kssm_kernels.backends import cuda as library
-from tests.cuda_on_host.build import build
+from tests.support.cuda_on_host.build import build
 
 ROWS = 8  # per row, bytes do not depend on the number of rows
 

@@ -72,7 +72,7 @@ def use(path: Path | None) -> Path | None:
 
 
 def on_host() -> bool:
-    """Whether this is the build of tests/cuda_on_host, whose kernels run on CPU tensors."""
+    """Whether this is the build of tests/support/cuda_on_host, whose kernels run on CPU tensors."""
     return _opened is not None and bool(_opened.kssm_cuda_on_host())
 
 

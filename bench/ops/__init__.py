@@ -1,0 +1,1 @@
+"""Of the ops and the banks."""

@@ -1,0 +1,1 @@
+"""Of kssm_kernels.optim, and of the program behind docs/optimizer.md."""

@@ -1,0 +1,1 @@
+"""What the tests share, and the benches and docs/accuracy.md with them."""
