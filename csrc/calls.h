@@ -20,7 +20,7 @@ struct SavedFeatures {
 
 struct OrderParametersForward {
   int64_t theta, rows, n, row_stride, column_stride, code, harmonics, features;
-  int64_t segment, workspace;  // on a device: oscillators that one team adds up, and partial sums if that is not a row
+  int64_t row_block, workspace;  // on a device: oscillators that one team adds up; partial sums where a row has more
 };
 struct OrderParametersBackward {
   int64_t theta, rows, n, row_stride, column_stride, code, harmonics, features, g_features, g_theta;
@@ -28,7 +28,7 @@ struct OrderParametersBackward {
 
 // ---- kuramoto ----
 
-// Element (row, j) lies at data + row * row_stride + j * column_stride, or is `value`; in the arithmetic dtype.
+// Element (row, j) lies at data + row * row_stride + j * column_stride, or is `value`; in the compute dtype.
 struct Operand {
   int64_t data, row_stride, column_stride;
   double value;
@@ -70,7 +70,7 @@ struct KuramotoFusedForward {
 struct KuramotoFusedBackward {
   KuramotoUpdate update;
   KuramotoStart start;
-  int64_t keeping, first, steps, states, harmonics;  // states: [steps - 1, rows, n], arithmetic dtype
+  int64_t keeping, first, steps, states, harmonics;  // states: [steps - 1, rows, n], compute dtype
   SavedFeatures end;
   int64_t g, g_code;  // the gradient after the steps
   int64_t parts, accumulate;
@@ -83,12 +83,12 @@ struct KuramotoStep {
 };
 struct KuramotoAdjointSums {
   KuramotoUpdate update;
-  int64_t code, state, z, g, sums, workspace;  // sums: [rows, 2], divided by n; workspace: [rows, segments, 2] and more
+  int64_t code, state, z, g, sums, workspace;  // sums: [rows, 2], divided by n; workspace: [rows, blocks, 2] and more
 };
 struct KuramotoAdjointStep {
   KuramotoUpdate update;
   int64_t code, state, z, gz, step, g;
-  Target targets[4];  // of the operands: [rows, n], or per row [rows, segments]; all gain
+  Target targets[4];  // of the operands: [rows, n], or per row [rows, blocks]; all gain
 };
 
 // ---- bistable_coupling ----
@@ -112,7 +112,7 @@ struct SignSplitOptions {
   double beta, kappa, eps, decay, cryo, cool, heat, floor;
   uint64_t seed;
 };
-// One tensor: all dense, in the same order of elements. temperature is in the arithmetic dtype, compensation bfloat16;
+// One tensor: all dense, in the same order of elements. temperature is in the compute dtype, compensation bfloat16;
 // the scales are float32, one for each 256 elements of 8-bit means; cryo is float32, one for each `row` elements; rms,
 // float32, is that of P + N, read and written in consolidate; step, int64, counts the random words of stream `stream`.
 struct SignSplitTensor {

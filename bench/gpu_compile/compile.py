@@ -153,7 +153,7 @@ def _readable(names: Iterable[str]) -> dict[str, str]:
 
 def _labelled(stem: str, kernel: str) -> str:
     """A kernel by the name of its op: its file's, or that and its own."""
-    if kernel.startswith("sum_segments"):
+    if kernel.startswith("sum_row_blocks"):
         return kernel
     own, dtype = kernel.split(", ")
     return f"{stem if stem.endswith(own) else f'{stem}_{own}'}, {dtype}"
@@ -179,7 +179,7 @@ def cuda_codes() -> list[Code]:
         with ThreadPoolExecutor(2) as pool:
             jobs = [(source, arch) for source in sources for arch in NVIDIA]
             codes = [code for found in pool.map(compile_one, jobs) for code in found]
-    return list({(code.kernel, code.target): code for code in codes}.values())  # sum_segments is in two files
+    return list({(code.kernel, code.target): code for code in codes}.values())  # sum_row_blocks is in two files
 
 
 CODES: dict[str, Callable[[], list[Code]]] = {"triton": triton_codes, "cuda": cuda_codes}

@@ -52,13 +52,13 @@ void lane_features(const T* const* theta, int64_t n, int harmonics, LaneWork<T>&
 // g[i][j] = dL/dtheta_ij, each row's weights in work.rows.
 template <class T> void lane_adjoint(const T* const* theta, int64_t n, int harmonics, LaneWork<T>& work, T* const* g);
 
-// Writes [C | S | M] of one row. phases(begin, count, scratch) gives the address of a stretch of at most kBlock phases
+// Writes [C | S | M] of one row. phases(begin, count, scratch) gives the address of at most kRowBlock phases
 // that may be read up to the next whole vector; scratch is null for a row of one block. A longer row's blocks are
 // shared out among the threads, and their sums added in order, in double.
 template <class T, class Phases>
 inline void row_features(int64_t n, int harmonics, int threads, const Phases& phases, FeatureWork<T>& work, int64_t code,
                          void* target, bool& ok, Watch* watch) {
-  const int64_t blocks = (n + kBlock - 1) / kBlock, width = 2 * harmonics;
+  const int64_t blocks = (n + kRowBlock - 1) / kRowBlock, width = 2 * harmonics;
   T *sums = work.sums, *row = work.row;
   if (blocks <= 1) {
     harmonic_sums<T>(phases(0, n, nullptr), n, harmonics, work);
@@ -66,7 +66,7 @@ inline void row_features(int64_t n, int harmonics, int threads, const Phases& ph
     Buffer<double> partial(blocks * width, ok);
     if (failed(ok)) return;
     parallel_for(blocks, threads, [&](int64_t b) {
-      const int64_t begin = b * kBlock, count = n - begin < kBlock ? n - begin : kBlock;
+      const int64_t begin = b * kRowBlock, count = n - begin < kRowBlock ? n - begin : kRowBlock;
       RowBuffer<T> scratch(count, ok);
       FeatureWork<T> own(harmonics, ok);
       if (failed(ok)) return;

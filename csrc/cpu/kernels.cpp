@@ -18,9 +18,9 @@ KSSM_FN void keep_order([[maybe_unused]] VecF& x) {
 // cycle that take four want eight side by side, two additions that take three want six, and sixteen registers hold both.
 // x x - 0.3 needs no register for a factor, and its x stay normal numbers.
 void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
-  const int64_t piece = 1024;
-  parallel_for((vectors + piece - 1) / piece, threads, [&](int64_t i) {
-    const int64_t count = vectors - i * piece < piece ? vectors - i * piece : piece;
+  const int64_t chunk = 1024;
+  parallel_for((vectors + chunk - 1) / chunk, threads, [&](int64_t i) {
+    const int64_t count = vectors - i * chunk < chunk ? vectors - i * chunk : chunk;
     const VecF shift = splat<VecF>(-0.3f);
     VecF x[8], sum[6];
     for (int p = 0; p < 8; ++p) x[p] = splat<VecF>(0.1f * static_cast<float>(p));

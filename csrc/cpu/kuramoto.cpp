@@ -1,5 +1,5 @@
 // Mean-field phase update and order parameters of the updated phases, row by row, and their adjoint. Equations:
-// kssm_kernels/ops/kuramoto/__init__.py. Rows of up to kBlock oscillators are shared out among the threads in chunks;
+// kssm_kernels/ops/kuramoto/__init__.py. Rows of up to kRowBlock oscillators are shared among the threads in chunks;
 // a longer row has all threads to itself (kuramoto_long.cpp). The steps are taken row by row; the features, and their
 // adjoint, of short rows as many at a time as a vector has lanes.
 
@@ -12,7 +12,6 @@ KSSM_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int64_t kSegment = 64;  // trajectories up to this many steps are kept whole (SEGMENT in Python)
 
 KSSM_FN double work(const KuramotoCall& call) {
   const double per_oscillator = 2.0 * call.harmonics + 20 + 30.0 * static_cast<double>(call.steps);
@@ -162,9 +161,9 @@ template <class T> class GradientSum {
   Buffer<double> scalars_;
 };
 
-KSSM_FN int64_t segment_length(int64_t steps) {
-  if (steps <= kSegment) return steps;
-  int64_t length = kSegment / 8;
+KSSM_FN int64_t checkpoint_steps(int64_t steps) {
+  if (steps <= kCheckpointSteps) return steps;
+  int64_t length = kCheckpointSteps / 8;
   while (length * length < steps) ++length;
   return length;
 }
@@ -179,9 +178,10 @@ template <class T> class Adjoint {
  public:
   Adjoint(const KuramotoCall& call, const KuramotoSaved& saved, GradientSum<T>* sums, const Plan& plan, bool& ok)
       : call_(call), saved_(saved), sums_(sums), in_lanes_(plan.together > 1), stride_(padded<T>(call.n)),
-        length_(segment_length(call.steps)), segments_(length_ ? (call.steps + length_ - 1) / length_ : 1),
+        length_(checkpoint_steps(call.steps)), checkpoints_(length_ ? (call.steps + length_ - 1) / length_ : 1),
         row_(call, ok), states_((length_ ? length_ : 1) * stride_, ok),
-        marks_(segments_ > 1 ? segments_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok), means_(length_, ok),
+        marks_(checkpoints_ > 1 ? checkpoints_ * stride_ : 0, ok), end_(call.n, ok), g_(call.n, ok),
+        means_(length_, ok),
         totals_(kOperands * stride_, ok), rest_(6 * call.harmonics, ok), weights_(2 * call.harmonics, ok),
         numbers_(kMaxGroupNumbers, ok), ends_(in_lanes_ ? plan.together : 0, call.n, ok),
         pulls_(in_lanes_ ? plan.together : 0, call.n, ok),
@@ -204,10 +204,10 @@ template <class T> class Adjoint {
     }
     const bool keep = starts_alike(call_) && !first_of_chunk;
     if (!keep) load_padded(r);
-    if (segments_ > 1) mark();
-    for (int64_t k = segments_ - 1; k >= 0 && !row_.stopped(); --k) {
+    if (checkpoints_ > 1) mark();
+    for (int64_t k = checkpoints_ - 1; k >= 0 && !row_.stopped(); --k) {
       const int64_t first = k * length_, last = first + length_ < call_.steps ? first + length_ : call_.steps;
-      if (segments_ > 1) {
+      if (checkpoints_ > 1) {
         copy(marks_ + k * stride_, states_);
         row_.start(states_, false);
       }
@@ -237,7 +237,7 @@ template <class T> class Adjoint {
   // the states at steps 0, length, 2 length, ..
   void mark() {
     copy(states_, marks_);
-    for (int64_t s = 0; s < (segments_ - 1) * length_ && !row_.stopped(); ++s) {
+    for (int64_t s = 0; s < (checkpoints_ - 1) * length_ && !row_.stopped(); ++s) {
       row_.advance(states_, row_.mean_field(states_), s, states_);
       if ((s + 1) % length_ == 0) copy(states_, marks_ + (s + 1) / length_ * stride_);
     }
@@ -295,7 +295,7 @@ template <class T> class Adjoint {
   const KuramotoSaved& saved_;
   GradientSum<T>* const sums_;
   const bool in_lanes_;
-  const int64_t stride_, length_, segments_;
+  const int64_t stride_, length_, checkpoints_;
   KuramotoRow<T> row_;
   Buffer<T> states_, marks_;
   RowBuffer<T> end_, g_;
@@ -309,7 +309,7 @@ template <class T>
 bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
   const Plan plan(call, adjoints_together<T>(call, saved));
   bool ok = true;
-  // theta's own gradient leaves in theta's dtype if no sum is taken over rows; all else in the arithmetic dtype
+  // theta's own gradient leaves in theta's dtype if no sum is taken over rows; all else in the compute dtype
   GradientSum<T> sums[kOperands] = {
       {targets[kTheta], targets[kTheta].per_row ? call.code : code_of<T>(), call.n, plan.count, ok},
       {targets[kCoupling], code_of<T>(), call.n, plan.count, ok},
@@ -333,13 +333,13 @@ bool backward(const KuramotoCall& call, const KuramotoSaved& saved, const Gradie
 namespace {
 
 template <class T> bool forward_any(const KuramotoCall& call, void* features, void* phases) {
-  return call.n > kBlock ? forward_long<T>(call, worth_threads(work(call), call.threads), features, phases)
+  return call.n > kRowBlock ? forward_long<T>(call, worth_threads(work(call), call.threads), features, phases)
                          : forward<T>(call, features, phases);
 }
 
 template <class T>
 bool backward_any(const KuramotoCall& call, const KuramotoSaved& saved, const GradientTarget* targets) {
-  return call.n > kBlock ? backward_long<T>(call, worth_threads(work(call), call.threads), saved, targets)
+  return call.n > kRowBlock ? backward_long<T>(call, worth_threads(work(call), call.threads), saved, targets)
                          : backward<T>(call, saved, targets);
 }
 

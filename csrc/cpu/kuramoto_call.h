@@ -6,7 +6,7 @@
 
 KSSM_NAMESPACE_BEGIN
 
-// value + data[row * row_stride + j * column_stride], in the arithmetic dtype (theta: in its own); data null: the value
+// value + data[row * row_stride + j * column_stride], in the compute dtype (theta: in its own); data null: the value
 struct OperandRows {
   const void* data;
   int64_t row_stride, column_stride;

@@ -1,4 +1,4 @@
-// The Kuramoto update and its adjoint of rows of more than kBlock oscillators, one row after another.
+// The Kuramoto update and its adjoint of rows of more than kRowBlock oscillators, one row after another.
 
 #include "harmonic_sums.h"
 #include "kuramoto_long.h"
@@ -40,25 +40,25 @@ template <class T> bool forward_long(const KuramotoCall& call, int threads, void
 
 namespace {
 
-// Trajectories of up to this size and kSegment steps are kept whole: the last-level cache has room for them.
-constexpr int64_t kKeptBytes = 16 << 20, kSegment = 64;
+// Trajectories of up to this size and kCheckpointSteps steps are kept whole: the last-level cache has room for them.
+constexpr int64_t kKeptBytes = 16 << 20;
 
 // States that a backward pass keeps: every length-th ("mark"), and those between two marks while it walks between them.
 // As marks are passed their places are used again: 4 states for 10 steps.
 struct Marks {
   Marks(int64_t all_steps, int64_t bytes) : steps(all_steps), length(1) {
-    if (steps * bytes <= kKeptBytes && steps <= kSegment) length = steps ? steps : 1;
+    if (steps * bytes <= kKeptBytes && steps <= kCheckpointSteps) length = steps ? steps : 1;
     while (length * length < steps) ++length;
-    segments = steps ? (steps + length - 1) / length : 1;
-    for (int64_t k = 0; k < segments; ++k)
+    checkpoints = steps ? (steps + length - 1) / length : 1;
+    for (int64_t k = 0; k < checkpoints; ++k)
       if (k + last(k) - first(k) - 1 > slots) slots = k + last(k) - first(k) - 1;
   }
-  int64_t first(int64_t segment) const { return segment * length; }
-  int64_t last(int64_t segment) const { return first(segment + 1) < steps ? first(segment + 1) : steps; }
+  int64_t first(int64_t checkpoint) const { return checkpoint * length; }
+  int64_t last(int64_t checkpoint) const { return first(checkpoint + 1) < steps ? first(checkpoint + 1) : steps; }
   // Slot of the state `i` steps after a mark (i > 0), or of the mark itself; the first state has none.
-  static int64_t slot(int64_t segment, int64_t i) { return segment - 1 + i; }
+  static int64_t slot(int64_t checkpoint, int64_t i) { return checkpoint - 1 + i; }
 
-  int64_t steps, length, segments, slots = 0;
+  int64_t steps, length, checkpoints, slots = 0;
 };
 
 template <class T> class LongAdjoint {
@@ -138,23 +138,23 @@ template <class T> class LongAdjoint {
       for (int64_t j = 0; j < n_; ++j) static_cast<T*>(targets_[kTheta].data)[j] = theta_sum_[j];
   }
 
-  const T* mark(int64_t segment) const { return segment ? slots_[Marks::slot(segment, 0)] : start_; }
+  const T* mark(int64_t checkpoint) const { return checkpoint ? slots_[Marks::slot(checkpoint, 0)] : start_; }
 
   void run_row(int64_t r, bool& ok) {
     row_.set_row(r);
     const OperandRows& theta = call_.operands[kTheta];
     start_ = row_.start(element(theta.data, call_.code, r * theta.row_stride), theta.column_stride, first_, moved());
     if (call_.steps) means_[0] = row_.mean_field(start_);
-    for (int64_t s = 0; s < marks_.first(marks_.segments - 1) && !row_.stopped(); ++s) {
-      const int64_t segment = s / marks_.length;
-      T* const to = slots_[Marks::slot(segment + 1, 0)];
-      const T* const from = s % marks_.length ? to : mark(segment);
+    for (int64_t s = 0; s < marks_.first(marks_.checkpoints - 1) && !row_.stopped(); ++s) {
+      const int64_t checkpoint = s / marks_.length;
+      T* const to = slots_[Marks::slot(checkpoint + 1, 0)];
+      const T* const from = s % marks_.length ? to : mark(checkpoint);
       const bool folds = row_.keeping().folds(s) || (s + 1) % marks_.length == 0;
       means_[s + 1] = row_.template advance<true>(from, moved(), means_[s], s, folds, to, nullptr);
     }
     T* const g = g_in_place() ? static_cast<T*>(targets_[kTheta].data) + r * n_ : static_cast<T*>(g_);
     const auto totals = totals_of(r);
-    for (int64_t k = marks_.segments - 1; k >= 0 && !row_.stopped() && ok; --k) walk_back(r, k, g, totals);
+    for (int64_t k = marks_.checkpoints - 1; k >= 0 && !row_.stopped() && ok; --k) walk_back(r, k, g, totals);
     put_totals(r, totals);
     if (shared_theta()) {
       row_.for_blocks([&](int64_t begin, int64_t stop) {
@@ -169,15 +169,15 @@ template <class T> class LongAdjoint {
 
   T* moved() { return in_two_ ? static_cast<T*>(moved_) : nullptr; }
 
-  // The states of a segment from its mark, then their adjoints. The mean fields of all segments but the last are known.
-  void walk_back(int64_t r, int64_t segment, T* g, const typename LongRow<T>::Totals& totals) {
-    const int64_t first = marks_.first(segment), last = marks_.last(segment);
-    const bool at_end = segment == marks_.segments - 1;
-    const T* const from = mark(segment);
-    const auto state = [&](int64_t i) { return i ? slots_[Marks::slot(segment, i)] : from; };
+  // The states from a checkpoint's mark on, then their adjoints. The mean fields of all but the last are known.
+  void walk_back(int64_t r, int64_t checkpoint, T* g, const typename LongRow<T>::Totals& totals) {
+    const int64_t first = marks_.first(checkpoint), last = marks_.last(checkpoint);
+    const bool at_end = checkpoint == marks_.checkpoints - 1;
+    const T* const from = mark(checkpoint);
+    const auto state = [&](int64_t i) { return i ? slots_[Marks::slot(checkpoint, i)] : from; };
     if (in_two_) zero_row(moved_);
     for (int64_t s = first; s + 1 < last; ++s) {
-      T* const to = slots_[Marks::slot(segment, s - first + 1)];
+      T* const to = slots_[Marks::slot(checkpoint, s - first + 1)];
       if (at_end) means_[s + 1] = step<true>(from, state(s - first), s, to);
       else step<false>(from, state(s - first), s, to);
     }
@@ -212,7 +212,7 @@ template <class T> class LongAdjoint {
     else zero_row(g);
     if (!saved_.grad_features) return;
     if (saved_.phases && call_.steps) {
-      const T* const phases = static_cast<const T*>(saved_.phases) + r * n_;  // Python passes those of the arithmetic dtype
+      const T* const phases = static_cast<const T*>(saved_.phases) + r * n_;  // of the compute dtype
       if (!whole_) row_.for_blocks([&](int64_t begin, int64_t stop) {
         for (int64_t j = begin; j < stop; ++j) end_[j] = phases[j];
       });

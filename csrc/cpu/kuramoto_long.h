@@ -1,4 +1,4 @@
-// One row of more than kBlock oscillators, which all threads share block by block. Each pass over the row takes one step
+// One row of more than kRowBlock oscillators, which all threads share block by block. Each pass over it takes one step
 // and the sums of the next. The cosines and sines of a row that fits a second-level cache are kept between passes; of a
 // longer one they are computed again, for its memory takes longer to read than they do to compute.
 #pragma once
@@ -10,7 +10,7 @@ KSSM_NAMESPACE_BEGIN
 template <class T> class LongRow {
  public:
   LongRow(const KuramotoCall& call, int threads, bool& ok)
-      : call_(call), n_(call.n), blocks_((call.n + kBlock - 1) / kBlock), threads_(threads), keeping_(call.steps),
+      : call_(call), n_(call.n), blocks_((call.n + kRowBlock - 1) / kRowBlock), threads_(threads), keeping_(call.steps),
         keeps_(call.n * static_cast<int64_t>(sizeof(T)) <= kKeptUnits), cos_(keeps_ ? call.n : 1, ok),
         sin_(keeps_ ? call.n : 1, ok), partial_(kSums * blocks_, ok) {}
 
@@ -21,7 +21,7 @@ template <class T> class LongRow {
   // f(begin, end) over the row's blocks
   template <class F> void for_blocks(const F& f) const {
     parallel_for(
-        blocks_, threads_, [&](int64_t b) { f(b * kBlock, (b + 1) * kBlock < n_ ? (b + 1) * kBlock : n_); },
+        blocks_, threads_, [&](int64_t b) { f(b * kRowBlock, (b + 1) * kRowBlock < n_ ? (b + 1) * kRowBlock : n_); },
         call_.watch);
   }
 
@@ -56,7 +56,7 @@ template <class T> class LongRow {
   template <bool NEXT>
   Mean<T> advance(const T* from, T* moved, Mean<T> z, int64_t step, bool folds, T* to, T* phases) {
     for_blocks([&](int64_t block, int64_t block_end) {
-      alignas(64) float xi[kBlock + 127];
+      alignas(64) float xi[kRowBlock + 127];
       if (call_.has_noise) fill_normals(row_, step, call_.seed, block, block_end - block, xi);
       Sums sums;
       if (NEXT && keeps_) {
@@ -92,7 +92,7 @@ template <class T> class LongRow {
   Mean<T> adjoint(const T* theta, Mean<T> z, int64_t step, const T* after, Mean<T> after_gradient, T* g,
                   const Totals& totals) {
     for_blocks([&](int64_t block, int64_t block_end) {
-      alignas(64) float xi[kBlock + 127];
+      alignas(64) float xi[kRowBlock + 127];
       const bool noise = totals.columns[kNoiseScale] || totals.summed[kNoiseScale];
       if (noise) fill_normals(row_, step, call_.seed, block, block_end - block, xi);
       Vec<T> scalars[kOperands] = {};
@@ -147,7 +147,8 @@ template <class T> class LongRow {
       }
       put_sums(block, own);
       for (int k = kCoupling; k < kOperands; ++k)
-        if (totals.summed[k]) partial_[block / kBlock * kSums + 1 + k] += static_cast<double>(lane_sum<T>(scalars[k]));
+        if (totals.summed[k])
+          partial_[block / kRowBlock * kSums + 1 + k] += static_cast<double>(lane_sum<T>(scalars[k]));
     });
     return mean();
   }
@@ -307,8 +308,8 @@ template <class T> class LongRow {
   }
 
   KSSM_FN void put_sums(int64_t begin, const Sums& sums) {
-    partial_[begin / kBlock * kSums] = static_cast<double>(lane_sum<T>(sums.cos));
-    partial_[begin / kBlock * kSums + 1] = static_cast<double>(lane_sum<T>(sums.sin));
+    partial_[begin / kRowBlock * kSums] = static_cast<double>(lane_sum<T>(sums.cos));
+    partial_[begin / kRowBlock * kSums + 1] = static_cast<double>(lane_sum<T>(sums.sin));
   }
 
   Mean<T> mean() const {

@@ -1,4 +1,4 @@
-// One row of up to kBlock oscillators: its mean field, its steps and their adjoints. Longer rows: kuramoto_long.h.
+// One row of up to kRowBlock oscillators: its mean field, its steps and their adjoints. Longer rows: kuramoto_long.h.
 #pragma once
 
 #include "kuramoto_call.h"
@@ -12,6 +12,9 @@
 KSSM_NAMESPACE_BEGIN
 
 // An operand along one row.
+// Trajectories up to this many steps are kept whole (CHECKPOINT_STEPS in Python).
+constexpr int64_t kCheckpointSteps = 64;
+
 template <class T> struct View {
   const T* column;
   T value;

@@ -1,7 +1,7 @@
 // Order parameters [C | S | M] of every row of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters/__init__.py.
 //
-// Rows of up to kLaneRows oscillators are taken as many at a time as a vector has lanes, and rows of up to kBlock one at
-// a time: either way shared out among the threads. A longer row is cut into blocks that all threads work on, whose sums
+// Rows of up to kLaneRows oscillators are taken as many at a time as a vector has lanes, and rows of up to kRowBlock one
+// at a time: either way shared out among the threads. A longer row is cut into blocks that all threads work on, whose sums
 // are added in order, in double.
 
 #include "entry_points.h"
@@ -88,7 +88,7 @@ template <class T> bool forward_in_lanes(const PhaseRows& theta, int harmonics, 
 
 template <class T> bool forward(const PhaseRows& theta, int harmonics, void* features, int threads) {
   if (theta.n <= kLaneRows) return forward_in_lanes<T>(theta, harmonics, features, threads);
-  const bool long_rows = theta.n > kBlock;
+  const bool long_rows = theta.n > kRowBlock;
   bool ok = true;
   for_chunks(theta, harmonics, long_rows ? theta.rows : 1, threads, [&](int64_t first, int64_t last) {
     RowBuffer<T> short_row(long_rows ? 1 : theta.n, ok);
@@ -135,18 +135,18 @@ template <class T>
 bool backward(const PhaseRows& theta, int harmonics, const void* features, const void* gradient, void* grad_theta,
               int threads) {
   if (theta.n <= kLaneRows) return backward_in_lanes<T>(theta, harmonics, features, gradient, grad_theta, threads);
-  const int64_t blocks = (theta.n + kBlock - 1) / kBlock;
+  const int64_t blocks = (theta.n + kRowBlock - 1) / kRowBlock;
   const int64_t chunks = theta.rows < kMaxChunks ? theta.rows : kMaxChunks;
-  const int64_t longest = theta.n < kBlock ? theta.n : kBlock;
+  const int64_t longest = theta.n < kRowBlock ? theta.n : kRowBlock;
   bool ok = true;
-  // a piece is a chunk of rows, or one block of one row
-  parallel_for(blocks == 1 ? chunks : theta.rows * blocks, threads, [&](int64_t piece) {
+  // a task is a chunk of rows, or one block of one row
+  parallel_for(blocks == 1 ? chunks : theta.rows * blocks, threads, [&](int64_t task) {
     RowBuffer<T> scratch(longest, ok), g(longest, ok);
     Buffer<T> numbers(kMaxGroupNumbers, ok), weights(2 * harmonics, ok), rest(6 * harmonics, ok);
     if (failed(ok)) return;
-    const int64_t first = blocks == 1 ? piece * theta.rows / chunks : piece / blocks;
-    const int64_t last = blocks == 1 ? (piece + 1) * theta.rows / chunks : first + 1;
-    const int64_t begin = blocks == 1 ? 0 : piece % blocks * kBlock;
+    const int64_t first = blocks == 1 ? task * theta.rows / chunks : task / blocks;
+    const int64_t last = blocks == 1 ? (task + 1) * theta.rows / chunks : first + 1;
+    const int64_t begin = blocks == 1 ? 0 : task % blocks * kRowBlock;
     const int64_t count = theta.n - begin < longest ? theta.n - begin : longest;
     for (int64_t r = first; r < last; ++r) {
       adjoint_weights<T>(theta.code, element(features, theta.code, r * 3 * harmonics),

@@ -1,5 +1,5 @@
 // Work over threads with a result that does not depend on how many there are: work is cut by its size alone into
-// pieces, a piece is computed by one thread, and pieces are combined in their order.
+// chunks, a chunk is computed by one thread, and chunks are combined in their order.
 #pragma once
 
 #include <time.h>
@@ -10,7 +10,7 @@
 KSSM_NAMESPACE_BEGIN
 
 // Oscillators of one row that one thread takes at a time: 16 KiB of float phases, half a first-level cache.
-constexpr int64_t kBlock = 4096;
+constexpr int64_t kRowBlock = 4096;
 // Groups of rows, at most; each owns a partial sum of what all rows share.
 constexpr int64_t kMaxChunks = 128;
 

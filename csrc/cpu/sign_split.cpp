@@ -37,8 +37,8 @@ template <> struct Unsigned<VecD> { using Type = VecUL; };
 namespace {
 
 constexpr int64_t kStretch = 256;    // elements computed at a time; a block of the 8-bit states
-constexpr int64_t kPiece = 1 << 14;  // elements of neighbouring tensors that a thread takes together, at least
-constexpr int64_t kPieces = 16;      // pieces it takes at a time, at most: the longer, the better memory is read ahead
+constexpr int64_t kChunk = 1 << 14;  // elements of neighbouring tensors that a thread takes together, at least
+constexpr int64_t kChunksAtOnce = 16;  // that it takes at a time, at most: the longer, the better memory is read ahead
 
 // A stretch of one tensor; spans of small tensors go to a thread together.
 struct Span {
@@ -357,41 +357,42 @@ template <class T> class Stepper {
 template <class T> bool run(const SignSplitCall& call) {
   int64_t spans = 0, total = 0;
   for (int64_t i = 0; i < call.count; ++i) {
-    spans += (call.tensors[i].n + kPiece - 1) / kPiece;
+    spans += (call.tensors[i].n + kChunk - 1) / kChunk;
     total += call.tensors[i].n;
   }
   bool ok = true;
   Buffer<Span> list(spans, ok);
-  Buffer<int64_t> first(spans + 1, ok);  // span that a piece begins with
+  Buffer<int64_t> first(spans + 1, ok);  // span that a chunk begins with
   Buffer<double> sums(spans, ok);
   if (failed(ok)) return false;
-  int64_t pieces = 0, filled = kPiece, s = 0;
+  int64_t chunks = 0, filled = kChunk, s = 0;
   for (int64_t i = 0; i < call.count; ++i) {
-    for (int64_t begin = 0; begin < call.tensors[i].n; begin += kPiece) {
-      const int64_t left = call.tensors[i].n - begin, count = left < kPiece ? left : kPiece;
-      if (filled + count > kPiece) {
-        first[pieces++] = s;
+    for (int64_t begin = 0; begin < call.tensors[i].n; begin += kChunk) {
+      const int64_t left = call.tensors[i].n - begin, count = left < kChunk ? left : kChunk;
+      if (filled + count > kChunk) {
+        first[chunks++] = s;
         filled = 0;
       }
       filled += count;
       list[s++] = {i, begin, count};
     }
   }
-  first[pieces] = s;
+  first[chunks] = s;
   const Stepper<T> stepper(call);
   const double work = static_cast<double>(total) / kLanes<T> * 20.0;
   const int threads = worth_threads(work, call.threads);
-  const int64_t share = pieces / (8 * int64_t(threads)), together = share < 1 ? 1 : share < kPieces ? share : kPieces;
-  parallel_for((pieces + together - 1) / together, threads, [&](int64_t task) {
+  const int64_t share = chunks / (8 * int64_t(threads));
+  const int64_t together = share < 1 ? 1 : share < kChunksAtOnce ? share : kChunksAtOnce;
+  parallel_for((chunks + together - 1) / together, threads, [&](int64_t task) {
     Stretch<T> own;
-    const int64_t begin = task * together, end = begin + together < pieces ? begin + together : pieces;
+    const int64_t begin = task * together, end = begin + together < chunks ? begin + together : chunks;
     for (int64_t i = first[begin]; i < first[end]; ++i) sums[i] = stepper.span(list[i], own);
   });
   if (call.mode != kConsolidate) return true;
   s = 0;
   for (int64_t i = 0; i < call.count; ++i) {
     double sum = 0.0;
-    for (int64_t begin = 0; begin < call.tensors[i].n; begin += kPiece) sum += sums[s++];
+    for (int64_t begin = 0; begin < call.tensors[i].n; begin += kChunk) sum += sums[s++];
     if (call.tensors[i].n)
       *TensorAt(call.tensors[i]).rms = static_cast<float>(__builtin_sqrt(sum / static_cast<double>(call.tensors[i].n)));
   }

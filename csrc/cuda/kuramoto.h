@@ -14,9 +14,9 @@ constexpr int64_t kWhole = 0, kInTwo = 1, kWrapping = 2;
 
 constexpr int kItems = 8;
 
-// Which elements of a row or segment are the thread's: runs of V, so that 128 bits are loaded at once.
+// Which elements of a row or row block are the thread's: runs of V, so that 128 bits are loaded at once.
 template <int V> struct Items {
-  int count;  // elements of the row or segment; 0: the team has none
+  int count;  // elements of the row or row block; 0: the team has none
   int lanes, rank;
 
   KSSM_DEVICE int at(int run) const { return (run * lanes + rank) * V; }
@@ -79,7 +79,7 @@ template <class T> struct Totals {
 
 template <class T, int V> class Row {
  public:
-  // begin: of a segment in its row
+  // begin: of a row block in its row
   KSSM_DEVICE Row(const KuramotoUpdate& call, int64_t row, int64_t begin, const Items<V>& items)
       : items(items), call_(call), row_(row), begin_(begin) {}
 

@@ -1,8 +1,8 @@
 // Order parameters of rows of phases, and their adjoint. Equations: kssm_kernels/ops/order_parameters/__init__.py.
-// A forward unit of work is a segment of a row; rows of several segments leave partial sums, which are added in order.
+// A forward unit of work is a block of a row; rows of several blocks leave partial sums, which are added in order.
 
 #include "harmonic_team.h"
-#include "segments.h"
+#include "row_blocks.h"
 
 KSSM_NAMESPACE_BEGIN
 
@@ -12,7 +12,7 @@ template <class S> KSSM_DEVICE const S* row_of(int64_t theta, int64_t row, int64
   return reinterpret_cast<const S*>(theta) + row * row_stride;
 }
 
-// The thread's vectors of phases of one segment, or one row: element (round * lanes + rank) * V + v.
+// The thread's vectors of phases of one row block, or one row: element (round * lanes + rank) * V + v.
 template <class S> struct Phases {
   const S* first;
   int64_t stride;
@@ -35,15 +35,16 @@ __global__ void __launch_bounds__(sizeof(S) == 4 ? kRegisters128 : sizeof(S) == 
   T* const sums = reinterpret_cast<T*>(shared + team.index * bytes);
   T* const row = reinterpret_cast<T*>(shared + team.index * bytes + whole_vectors(sums_bytes<T>(lanes)));
   const int harmonics = static_cast<int>(call.harmonics);
-  const int64_t segments = (call.n + call.segment - 1) / call.segment;
-  const int64_t r = team.number() / segments, begin = team.number() % segments * call.segment;
+  const int64_t row_blocks = (call.n + call.row_block - 1) / call.row_block;
+  const int64_t r = team.number() / row_blocks, begin = team.number() % row_blocks * call.row_block;
   const bool active = r < call.rows;
-  const int64_t left = call.n - begin, count = left < call.segment ? left : call.segment;
+  const int64_t left = call.n - begin, count = left < call.row_block ? left : call.row_block;
   const Phases<S> phases{active ? row_of<S>(call.theta, r, call.row_stride) + begin * call.column_stride : nullptr,
                          call.column_stride, active ? static_cast<int>(count) : 0, lanes, team.rank};
-  const int longest = static_cast<int>(call.n < call.segment ? call.n : call.segment), per_round = lanes * kVector<S>;
+  const int longest = static_cast<int>(call.n < call.row_block ? call.n : call.row_block);
+  const int per_round = lanes * kVector<S>;
   harmonic_sums<T, kVector<S>>(team, harmonics, (longest + per_round - 1) / per_round, phases, sums, row);
-  if (segments > 1) {
+  if (row_blocks > 1) {
     T* const partial = reinterpret_cast<T*>(call.workspace) + team.number() * 2 * harmonics;
     if (active) write_row<T>(team, row, 2 * harmonics, partial);
     return;
@@ -61,14 +62,14 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128
   const Team team(lanes);
   T* const numbers = reinterpret_cast<T*>(shared + team.index * bytes);
   const int harmonics = static_cast<int>(call.harmonics);
-  const int64_t pieces = (call.n + kPiece - 1) / kPiece;
-  const int64_t r = team.number() / pieces, begin = team.number() % pieces * kPiece;
+  const int64_t row_blocks = (call.n + kRowBlock - 1) / kRowBlock;
+  const int64_t r = team.number() / row_blocks, begin = team.number() % row_blocks * kRowBlock;
   const bool active = r < call.rows;
   // a team without a row reads the first one's
   read_numbers(team, SavedFeatures{call.features, call.g_features, call.code}, active ? r : 0, call.n, harmonics, numbers);
   if (!active) return;
   const int64_t left = call.n - begin;
-  const int count = static_cast<int>(left < kPiece ? left : kPiece);
+  const int count = static_cast<int>(left < kRowBlock ? left : kRowBlock);
   const Phases<S> phases{row_of<S>(call.theta, r, call.row_stride) + begin * call.column_stride, call.column_stride,
                          count, lanes, team.rank};
   S* const out = reinterpret_cast<S*>(call.g_theta) + r * call.n + begin;
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(sizeof(S) == 8 ? kRegisters255 : kRegisters128
   }
 }
 
-constexpr int64_t kLongestSegment = int64_t{1} << 30;  // counted in int, which takes half the registers
+constexpr int64_t kLongestRowBlock = int64_t{1} << 30;  // counted in int, which takes half the registers
 
 // 16 elements or so for each thread: the sum over a team costs as much as ten of them. Up to four warps for long rows.
 int team_lanes(int64_t n) {
@@ -95,15 +96,15 @@ struct RunForward {
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
-    const int64_t longest = call.n < call.segment ? call.n : call.segment;
-    if (longest < 1 || longest > kLongestSegment) return kWrongCall;
-    const int64_t segments = (call.n + call.segment - 1) / call.segment;
+    const int64_t longest = call.n < call.row_block ? call.n : call.row_block;
+    if (longest < 1 || longest > kLongestRowBlock) return kWrongCall;
+    const int64_t row_blocks = (call.n + call.row_block - 1) / call.row_block;
     const int lanes = team_lanes(longest);
     const int64_t bytes = features_bytes<T>(lanes, call.harmonics);
-    const Shape shape(lanes, call.rows * segments, bytes);
+    const Shape shape(lanes, call.rows * row_blocks, bytes);
     const int error = launch(forward<S>, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
-    if (error || segments == 1) return error;
-    return sum_features<S>(call.workspace, call.rows, segments, call.n, call.harmonics, call.features, stream);
+    if (error || row_blocks == 1) return error;
+    return sum_features<S>(call.workspace, call.rows, row_blocks, call.n, call.harmonics, call.features, stream);
   }
 };
 
@@ -112,10 +113,10 @@ struct RunBackward {
   void* stream;
   template <class S> int run() const {
     using T = Compute<S>;
-    const int64_t pieces = (call.n + kPiece - 1) / kPiece;
-    const int lanes = team_lanes(call.n < kPiece ? call.n : kPiece);
+    const int64_t row_blocks = (call.n + kRowBlock - 1) / kRowBlock;
+    const int lanes = team_lanes(call.n < kRowBlock ? call.n : kRowBlock);
     const int64_t bytes = adjoint_bytes<T>(call.harmonics);
-    const Shape shape(lanes, call.rows * pieces, bytes);
+    const Shape shape(lanes, call.rows * row_blocks, bytes);
     return launch(backward<S>, shape.blocks, shape.threads, shape.shared, stream, call, lanes, bytes);
   }
 };

@@ -1,4 +1,4 @@
-// The threads that work one row of oscillators, or one segment of a row: 8, 16 or 32 lanes of a warp, or a block of 64,
+// The threads that work one row of oscillators, or a block of one: 8, 16 or 32 lanes of a warp, or a block of 64,
 // 128 or 256 threads. Every thread of a block takes the same way through a kernel, so that shuffles and barriers name
 // whole warps and blocks; a team without a row works one of no elements.
 //
@@ -36,7 +36,7 @@ struct Team {
   int lanes, rank, index, teams;  // rank: of this thread in its team; index: of the team in its block
 };
 
-// Blocks of teams for `units` rows or segments; host code.
+// Blocks of teams for `units` rows or row blocks; host code.
 struct Shape {
   Shape(int lanes_of_team, int64_t units, int64_t bytes_per_team) : lanes(lanes_of_team) {
     int64_t teams = lanes <= kWarp ? kThreads / lanes : 1;

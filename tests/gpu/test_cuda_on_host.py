@@ -97,7 +97,7 @@ def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
         assert torch.equal(x, y)
 
 
-# ---- teams, segments, thread orders, layouts ----
+# ---- teams, row blocks, thread orders, layouts ----
 
 
 @pytest.mark.parametrize("lanes", LANES)

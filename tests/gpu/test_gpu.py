@@ -94,7 +94,7 @@ def test_the_tensors_own_device_is_used(on: str, device: str) -> None:
 
 
 def test_an_ensemble_of_ten_million(on: str, device: str) -> None:
-    """Independent uniform phases: each C and S is about N^-1/2; a dropped segment would be off by its share."""
+    """Independent uniform phases: each C and S is about N^-1/2; a dropped row block would be off by its share."""
     theta = torch.rand(10_000_000, device=device) * 2 * torch.pi
     features = kssm_kernels.order_parameters(theta, 4)
     wide = theta.double()

@@ -61,7 +61,7 @@ def test_the_clamp_s_bounds_belong_to_it(path: str, backend: str) -> None:
 
 @pytest.mark.skipif("triton" not in devices.backends_of("cpu"), reason="TRITON_INTERPRET=1 is not set")
 def test_triton_adds_segments_as_often_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six segments, two at a time: three sums, two, one."""
+    """Six row blocks, two at a time: three sums, two, one."""
     from kssm_kernels.ops.order_parameters import _triton as module
 
     monkeypatch.setattr(module, "ADDED_AT_ONCE", 2)

@@ -46,7 +46,7 @@ def test_frequency_of_free_oscillators(
         if n >= 4096:
             if (n, omega) not in ((4096, 0.7), (4097, 3.0)):
                 pytest.skip("slow, and no other code than with these")
-            n = 1025  # one segment, a launch for each step
+            n = 1025  # one row block, a launch for each step
     theta = torch.linspace(-3.0, 3.0, n)
     end = kuramoto_update(theta, 0.0, omega=omega, dt=dt, steps=steps)
     advance = torch.tensor(dt, dtype=torch.float32).double() * torch.tensor(omega, dtype=torch.float32).double()

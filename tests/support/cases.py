@@ -81,7 +81,7 @@ class Spec:
     by_equation: Callable[[Case, Args], Result]
     by_package: Callable[[Case, Args], Result]
     slack: Callable[[Case, torch.dtype, Args, Result], Slack]
-    widens: bool = False  # outputs come in the dtype of the arithmetic inside
+    widens: bool = False  # outputs come in the compute dtype inside
     beyond_framework: tuple[str, ...] = ()  # kinds of phases that torch's formula loses: held to the slack alone
 
 

@@ -14,7 +14,7 @@ _pack_forward, _pack_backward = packer(BistableCouplingForward), packer(Bistable
 
 
 def forward(params: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
-    """[..., 10] to (K, u, Delta), each [...], in the arithmetic dtype."""
+    """[..., 10] to (K, u, Delta), each [...], in the compute dtype."""
     params = params.contiguous()
     code, compute = DTYPES[params.dtype]
     k = params.new_empty(params.shape[:-1], dtype=compute)

@@ -108,7 +108,7 @@ def backward(
             continue
         columns = source.shape[-1] if source.dim() else 1
         per_row = not is_shared(source, rows) if i == 0 else source.numel() != columns
-        # theta's own gradient leaves in theta's dtype; what is summed over rows or columns, in the arithmetic dtype
+        # theta's own gradient leaves in theta's dtype; what is summed over rows or columns, in the compute dtype
         dtype = theta.dtype if i == 0 and per_row else compute
         result = torch.empty((*batch_shape, columns) if per_row else (columns,), dtype=dtype, device=theta.device)
         results.append(result)

@@ -16,7 +16,7 @@ from kssm_kernels.ops.order_parameters import _cuda as order_parameters
 from kssm_kernels.ops.order_parameters._cuda import partial_sums
 
 FUSED_LIMIT = 2048  # eight oscillators for each thread of the largest team
-SEGMENT = 2048  # kPiece of csrc/cuda/segments.h
+ROW_BLOCK = 2048  # kRowBlock of csrc/cuda/row_blocks.h
 
 Fields = tuple[int | float, ...]
 
@@ -27,9 +27,9 @@ _pack_step = packer(_calls.KuramotoStep)
 _pack_sums, _pack_adjoint = packer(_calls.KuramotoAdjointSums), packer(_calls.KuramotoAdjointStep)
 
 
-def segments_of(n: int) -> int:
-    """Segments of a row whose sums adjoint_step leaves."""
-    return -(-n // SEGMENT)
+def row_blocks_of(n: int) -> int:
+    """Row blocks of a row whose sums adjoint_step leaves."""
+    return -(-n // ROW_BLOCK)
 
 
 def _operand(rows: Rows | None) -> Fields:
@@ -99,8 +99,8 @@ def step(call: Call, state: Tensor, moved: Tensor | None, z: Tensor, index: int,
 
 def adjoint_sums(call: Call, state: Tensor, z: Tensor, g: Tensor) -> Tensor:
     sums = state.new_empty(call.rows, 2)
-    segments = segments_of(call.n)
-    work = state.new_empty(call.rows * 2 * segments + partial_sums(call.rows, segments, 2))
+    row_blocks = row_blocks_of(call.n)
+    work = state.new_empty(call.rows * 2 * row_blocks + partial_sums(call.rows, row_blocks, 2))
     own = _code(state), state.data_ptr(), z.data_ptr(), g.data_ptr(), sums.data_ptr(), work.data_ptr()
     launch("kuramoto_adjoint_sums", _pack_sums(*_update(call), *own), state)
     return sums

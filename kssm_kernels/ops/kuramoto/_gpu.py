@@ -1,8 +1,8 @@
 """The Kuramoto update and its adjoint on a GPU: what the Triton and the CUDA backend have in common.
 
 A row (ensemble) of up to FUSED_LIMIT oscillators stays in the registers of one team of threads through all steps; the
-backward pass replays up to SEGMENT steps and walks back in one launch. The mean field of a longer row needs the whole
-device: one launch per step.
+backward pass replays up to CHECKPOINT_STEPS steps and walks back in one launch. The mean field of a longer row needs
+the whole device: one launch per step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What every launch of one call shares; operands in the arithmetic dtype, None where absent."""
+    """What every launch of one call shares; operands in the compute dtype, None where absent."""
 
     rows: int
     n: int
@@ -86,7 +86,7 @@ Targets = tuple[Target | None, ...]
 
 
 class Kernels(Protocol):
-    """The launches of a GPU backend; ``state`` is [rows, n] in the arithmetic dtype."""
+    """The launches of a GPU backend; ``state`` is [rows, n] in the compute dtype."""
 
     FUSED_LIMIT: int
 
@@ -133,10 +133,10 @@ class Kernels(Protocol):
         self, call: Call, state: Tensor, z: Tensor, gz: Tensor, index: int, g: Tensor, targets: Targets
     ) -> None:
         """``g`` from after the step to before it, in place; the operands' targets gain: [rows, n] per column, else
-        [rows, segments_of(n)]."""
+        [rows, row_blocks_of(n)]."""
 
-    def segments_of(self, n: int) -> int:
-        """Segments of a row whose sums adjoint_step leaves."""
+    def row_blocks_of(self, n: int) -> int:
+        """Row blocks of a row whose sums adjoint_step leaves."""
 
 
 def _rows(operand: Operand, batch_shape: torch.Size, n: int, dtype: torch.dtype) -> Rows | None:
@@ -145,15 +145,15 @@ def _rows(operand: Operand, batch_shape: torch.Size, n: int, dtype: torch.dtype)
 
 def _call(theta: Tensor, u: Update, batch_shape: torch.Size) -> Call:
     n, compute = theta.shape[-1], DTYPES[theta.dtype][1]
-    coupling, omega, lag, noise = (_rows(operand, batch_shape, n, compute) for operand in u[:OPERANDS])
+    coupling, omega, phase_lag, noise_scale = (_rows(operand, batch_shape, n, compute) for operand in u[:OPERANDS])
     assert coupling is not None
-    seed = 0 if noise is None else seed_value(u)
+    seed = 0 if noise_scale is None else seed_value(u)
     keeping = WHOLE if u.steps <= PLAIN else WRAPPING if wraps(u.steps, compute) else IN_TWO
-    return Call(math.prod(batch_shape), n, float(u.dt), seed, keeping, coupling, omega, lag, noise)
+    return Call(math.prod(batch_shape), n, float(u.dt), seed, keeping, coupling, omega, phase_lag, noise_scale)
 
 
 def _start(theta: Tensor, call: Call) -> Tensor:
-    """theta; before a call that takes turns off, one that turns can be counted in, in the arithmetic dtype."""
+    """theta; before a call that takes turns off, one that turns can be counted in, in the compute dtype."""
     return reduced(theta.to(DTYPES[theta.dtype][1])) if call.keeping == WRAPPING else theta
 
 
@@ -162,7 +162,7 @@ def _whole(state: Tensor) -> Rows:
 
 
 def _states(start: Tensor, batch_shape: torch.Size) -> Tensor:
-    """A fresh [rows, n] in the arithmetic dtype."""
+    """A fresh [rows, n] in the compute dtype."""
     n = start.shape[-1]
     full = start.to(DTYPES[start.dtype][1]).expand(*batch_shape, n)
     return full.clone(memory_format=torch.contiguous_format).reshape(-1, n)
@@ -315,7 +315,7 @@ def _backward_long(
         if kind is None:
             targets.append(None)
             continue
-        shape = (rows, n if kind[1] else k.segments_of(n))
+        shape = (rows, n if kind[1] else k.row_blocks_of(n))
         targets.append(Target(torch.zeros(shape, dtype=compute, device=theta.device), True, kind[1]))
     length = steps_together(u.steps)
     marks = [_states(_start(theta, call), batch_shape)]

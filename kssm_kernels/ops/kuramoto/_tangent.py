@@ -33,7 +33,7 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
     wrap = wraps(steps, compute)
     state = State(reduced(start) if wrap else start)
     operands: list[Any] = [None if v is None else v.to(compute) for v in arguments[1 : 1 + OPERANDS]]
-    coupling, omega, lag, noise = operands
+    coupling, omega, phase_lag, noise_scale = operands
     d_theta, d_coupling, d_omega, d_lag, d_noise = (None if v is None else v.to(compute) for v in given[: 1 + OPERANDS])
     zero = torch.zeros((), dtype=compute, device=theta.device)
     moved = (zero if d_theta is None else d_theta).expand(*batch_shape, n)
@@ -44,8 +44,8 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
         cos, sin = torch.cos(x), torch.sin(x)
         mean_cos, mean_sin = cos.mean(-1, keepdim=True), sin.mean(-1, keepdim=True)
         d_cos, d_sin = -(sin * moved).mean(-1, keepdim=True), (cos * moved).mean(-1, keepdim=True)
-        if lag is not None:
-            cos, sin = torch.cos(x + lag), torch.sin(x + lag)
+        if phase_lag is not None:
+            cos, sin = torch.cos(x + phase_lag), torch.sin(x + phase_lag)
         p, q = mean_sin * cos - mean_cos * sin, mean_sin * sin + mean_cos * cos
         turned = moved if d_lag is None else moved + d_lag
         velocity, d_velocity = coupling * p, coupling * (d_sin * cos - d_cos * sin - q * turned)
@@ -56,10 +56,10 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
         if d_omega is not None:
             d_velocity = d_velocity + d_omega
         step, moved = dt * velocity, moved + dt * d_velocity
-        if noise is not None:
+        if noise_scale is not None:
             xi = philox_normal(math.prod(batch_shape), n, seed=seed, step=index, device=theta.device)
             xi = xi.to(compute).reshape(*batch_shape, n)
-            step = step - noise * xi
+            step = step - noise_scale * xi
             if d_noise is not None:
                 moved = moved - d_noise * xi
         state = State(state.base, step if state.moved is None else state.moved + step)

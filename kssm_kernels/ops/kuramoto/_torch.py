@@ -64,14 +64,14 @@ def reduced(theta: Tensor) -> Tensor:
 
 
 class _Torch:
-    """One call's operands in the arithmetic dtype, its steps and their adjoints, on whole tensors."""
+    """One call's operands in the compute dtype, its steps and their adjoints, on whole tensors."""
 
     def __init__(self, theta: Tensor, u: Update, batch_shape: torch.Size):
         self.u, self.n = u, theta.shape[-1]
         self.dtype = DTYPES[theta.dtype][1]
         self.batch_shape = batch_shape
         self.device = theta.device
-        self.coupling, self.omega, self.lag, self.noise = (_in_compute(v, self.dtype) for v in u[:OPERANDS])
+        self.coupling, self.omega, self.phase_lag, self.noise_scale = (_in_compute(v, self.dtype) for v in u[:OPERANDS])
         start = theta.to(self.dtype).expand(*self.batch_shape, self.n).clone(memory_format=torch.contiguous_format)
         self.wrap = wraps(u.steps, self.dtype)
         self.start = State(reduced(start) if self.wrap else start)
@@ -84,9 +84,9 @@ class _Torch:
     def _mean_field(self, theta: Tensor) -> tuple[Tensor, ...]:
         cos, sin = torch.cos(theta), torch.sin(theta)
         mean_cos, mean_sin = cos.mean(-1, keepdim=True), sin.mean(-1, keepdim=True)
-        if self.lag is None:
+        if self.phase_lag is None:
             return cos, sin, cos, sin, mean_cos, mean_sin
-        shifted = theta + self.lag
+        shifted = theta + self.phase_lag
         return cos, sin, torch.cos(shifted), torch.sin(shifted), mean_cos, mean_sin
 
     def step(self, state: State, index: int) -> State:
@@ -96,12 +96,12 @@ class _Torch:
             velocity += self.omega
         if self.u.steps <= PLAIN:
             out = state.base + self.u.dt * velocity
-            if self.noise is not None:
-                out -= self.noise * self.xi(index)
+            if self.noise_scale is not None:
+                out -= self.noise_scale * self.xi(index)
             return State(out)
         moved = self.u.dt * velocity
-        if self.noise is not None:
-            moved -= self.noise * self.xi(index)
+        if self.noise_scale is not None:
+            moved -= self.noise_scale * self.xi(index)
         if state.moved is not None:
             moved += state.moved
         after = State(state.base, moved)

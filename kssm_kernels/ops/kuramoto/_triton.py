@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kssm_kernels.ops.kuramoto import _gpu
 from kssm_kernels.ops.kuramoto._gpu import Call, End, Rows, Target, Targets
-from kssm_kernels.ops.kuramoto._triton_long import adjoint_step, adjoint_sums, segments_of, step
+from kssm_kernels.ops.kuramoto._triton_long import adjoint_step, adjoint_sums, row_blocks_of, step
 from kssm_kernels.ops.kuramoto._triton_step import call_arguments, gain, mean_field, pulls, read, take_step
 from kssm_kernels.ops.order_parameters import _triton as order_parameters
 from kssm_kernels.triton_math.harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
@@ -25,7 +25,7 @@ from kssm_kernels.triton_math.phase import as_float
 
 __all__ = [
     "FUSED_LIMIT", "adjoint_step", "adjoint_sums", "backward", "forward", "fused_backward", "fused_forward",
-    "segments_of", "step",
+    "row_blocks_of", "step",
 ]  # fmt: skip
 
 FUSED_LIMIT = 1024  # at 2048 the backward kernel has 16 warps, 128 registers and spills
@@ -37,9 +37,10 @@ UNWANTED, FULL, ROW, PART, ALL = 0, 1, 2, 3, 4
 @triton.jit
 def _forward_kernel(
     theta, row_stride, column_stride, features, phases, rows, n, first, steps, groups,
-    coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value, lag, lag_stride, lag_value,
-    noise, noise_stride, noise_value, dt, seed_low, seed_high,
-    K: tl.constexpr, OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr,
+    coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value,
+    phase_lag, phase_lag_stride, phase_lag_value, noise_scale, noise_scale_stride, noise_scale_value,
+    dt, seed_low, seed_high,
+    K: tl.constexpr, OMEGA: tl.constexpr, PHASE_LAG: tl.constexpr, NOISE: tl.constexpr,
     KEEPING: tl.constexpr, HARMONICS: tl.constexpr, HP: tl.constexpr, PHASES: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,15 +52,15 @@ def _forward_kernel(
     in_rows = tl.where(live_row, index, 0)[:, None]  # rows past the last read the first one's operands
     k = read(coupling, coupling_stride, coupling_value, in_rows, j, live, K)
     w = read(omega, omega_stride, omega_value, in_rows, j, live, OMEGA)
-    a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
-    d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
+    a = read(phase_lag, phase_lag_stride, phase_lag_value, in_rows, j, live, PHASE_LAG)
+    d = read(noise_scale, noise_scale_stride, noise_scale_value, in_rows, j, live, NOISE)
     x = tl.load(theta + row * row_stride + j.to(tl.int64) * column_stride, mask=live, other=0.0).to(tl.float32)
     moved = tl.zeros([ROWS, BLOCK], tl.float32)
     for taken in range(steps):
         at = tl.zeros([1, 1], tl.int32) + first + taken
         x, moved = take_step(
             x, moved, live, n, k, w, a, d, dt, row, j, at, taken + 1, steps, seed_low, seed_high,
-            OMEGA, LAG, NOISE, KEEPING,
+            OMEGA, PHASE_LAG, NOISE, KEEPING,
         )  # fmt: skip
     if PHASES:
         tl.store(phases + row * n + j, x.to(phases.dtype.element_ty), mask=live)
@@ -96,9 +97,11 @@ def _put(target, total, row, part, j, n, live, live_row, live_part, accumulate, 
 def _backward_kernel(
     theta, row_stride, column_stride, states, features, g_features, g_end, rows, n, first, steps, groups, run, parts,
     accumulate,
-    coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value, lag, lag_stride, lag_value,
-    noise, noise_stride, noise_value, dt, seed_low, seed_high, to_theta, to_coupling, to_omega, to_lag, to_noise,
-    K: tl.constexpr, OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr, G_END: tl.constexpr,
+    coupling, coupling_stride, coupling_value, omega, omega_stride, omega_value,
+    phase_lag, phase_lag_stride, phase_lag_value, noise_scale, noise_scale_stride, noise_scale_value,
+    dt, seed_low, seed_high,
+    to_theta, to_coupling, to_omega, to_phase_lag, to_noise_scale,
+    K: tl.constexpr, OMEGA: tl.constexpr, PHASE_LAG: tl.constexpr, NOISE: tl.constexpr, G_END: tl.constexpr,
     T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr, T4: tl.constexpr,
     KEEPING: tl.constexpr, HARMONICS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,8 +119,8 @@ def _backward_kernel(
         in_rows = tl.where(live_row, number, 0)[:, None]  # rows past the last read the first one's operands
         k = read(coupling, coupling_stride, coupling_value, in_rows, j, live, K)
         w = read(omega, omega_stride, omega_value, in_rows, j, live, OMEGA)
-        a = read(lag, lag_stride, lag_value, in_rows, j, live, LAG)
-        d = read(noise, noise_stride, noise_value, in_rows, j, live, NOISE)
+        a = read(phase_lag, phase_lag_stride, phase_lag_value, in_rows, j, live, PHASE_LAG)
+        d = read(noise_scale, noise_scale_stride, noise_scale_value, in_rows, j, live, NOISE)
         start = theta + row * row_stride + j.to(tl.int64) * column_stride
         kept = states + row * n + j  # of the state before step s: s - 1 strides further on
         x = tl.load(start, mask=live, other=0.0).to(tl.float32)
@@ -126,7 +129,7 @@ def _backward_kernel(
             at = tl.zeros([1, 1], tl.int32) + first + s
             x, moved = take_step(
                 x, moved, live, n, k, w, a, d, dt, row, j, at, s + 1, steps - 1, seed_low, seed_high,
-                OMEGA, LAG, NOISE, KEEPING,
+                OMEGA, PHASE_LAG, NOISE, KEEPING,
             )  # fmt: skip
             if KEEPING == 0:
                 tl.store(kept + s * kept_stride, x, mask=live)
@@ -141,7 +144,26 @@ def _backward_kernel(
             if steps > 0:
                 at = tl.zeros([1, 1], tl.int32) + first + steps - 1
                 end, moved = take_step(
-                    x, moved, live, n, k, w, a, d, dt, row, j, at, 1, 1, seed_low, seed_high, OMEGA, LAG, NOISE, KEEPING
+                    x,
+                    moved,
+                    live,
+                    n,
+                    k,
+                    w,
+                    a,
+                    d,
+                    dt,
+                    row,
+                    j,
+                    at,
+                    1,
+                    1,
+                    seed_low,
+                    seed_high,
+                    OMEGA,
+                    PHASE_LAG,
+                    NOISE,
+                    KEEPING,
                 )
             g += harmonics_adjoint(end, features, g_features, number, live_row, n, groups, HARMONICS)
             g = tl.where(live, g, 0.0)
@@ -157,7 +179,7 @@ def _backward_kernel(
             s = steps - 1 - back
             at = tl.zeros([1, 1], tl.int32) + first + s
             sine, cosine, z_s, z_c = mean_field(x, live, n)
-            gk, p, q, lag_s, lag_c = pulls(g, x, sine, cosine, z_s, z_c, k, a, dt, LAG)
+            gk, p, q, lag_s, lag_c = pulls(g, x, sine, cosine, z_s, z_c, k, a, dt, PHASE_LAG)
             if T1 > 0:
                 t1 = gain(t1, g, gk, p, q, dt, row, j, at, seed_low, seed_high, 1)
             if T2 > 0:
@@ -184,9 +206,9 @@ def _backward_kernel(
         if T2 == 1 or T2 == 2:
             _put(to_omega, t2, number, part, j, n, live, live_row, live_part, accumulate, T2)
         if T3 == 1 or T3 == 2:
-            _put(to_lag, t3, number, part, j, n, live, live_row, live_part, accumulate, T3)
+            _put(to_phase_lag, t3, number, part, j, n, live, live_row, live_part, accumulate, T3)
         if T4 == 1 or T4 == 2:
-            _put(to_noise, t4, number, part, j, n, live, live_row, live_part, accumulate, T4)
+            _put(to_noise_scale, t4, number, part, j, n, live, live_row, live_part, accumulate, T4)
     every = live_part[:, None] & (j < n)
     if T0 > 2:
         _put(to_theta, t0, part, part, j, n, every, live_part, live_part, False, T0)
@@ -195,9 +217,9 @@ def _backward_kernel(
     if T2 > 2:
         _put(to_omega, t2, part, part, j, n, every, live_part, live_part, accumulate, T2)
     if T3 > 2:
-        _put(to_lag, t3, part, part, j, n, every, live_part, live_part, accumulate, T3)
+        _put(to_phase_lag, t3, part, part, j, n, every, live_part, live_part, accumulate, T3)
     if T4 > 2:
-        _put(to_noise, t4, part, part, j, n, every, live_part, live_part, accumulate, T4)
+        _put(to_noise_scale, t4, part, part, j, n, every, live_part, live_part, accumulate, T4)
 
 
 def _memory(start: Rows) -> Tensor:

@@ -29,11 +29,11 @@ def operand_arguments(operand: Rows | None, anything: Tensor) -> tuple[tuple[Any
 
 
 def call_arguments(call: Call, anything: Tensor) -> tuple[tuple[Any, ...], dict[str, int]]:
-    """What the kernels call ``coupling, .., noise_value, dt, seed_low, seed_high``, and their constexprs."""
+    """What the kernels call ``coupling, .., noise_scale_value, dt, seed_low, seed_high``, and their constexprs."""
     numbers: list[Any] = []
     kinds: dict[str, int] = {}
     operands = (call.coupling, call.omega, call.phase_lag, call.noise_scale)
-    for name, operand in zip(("K", "OMEGA", "LAG", "NOISE"), operands, strict=True):
+    for name, operand in zip(("K", "OMEGA", "PHASE_LAG", "NOISE"), operands, strict=True):
         memory, kinds[name] = operand_arguments(operand, anything)
         numbers += memory
     low, high = call.seed & 0xFFFFFFFF, call.seed >> 32
@@ -64,26 +64,26 @@ def mean_field(x, live, n):
 
 
 @triton.jit
-def shifted(x, s, c, lag, LAG: tl.constexpr):
-    if LAG >= 0:
-        s, c = sincos(x + lag)
+def shifted(x, s, c, phase_lag, PHASE_LAG: tl.constexpr):
+    if PHASE_LAG >= 0:
+        s, c = sincos(x + phase_lag)
     return s, c
 
 
 @triton.jit
 def advance(
-    x, to, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high,
-    OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr,
+    x, to, s, c, z_s, z_c, coupling, omega, phase_lag, noise_scale, dt, row, j, step, seed_low, seed_high,
+    OMEGA: tl.constexpr, PHASE_LAG: tl.constexpr, NOISE: tl.constexpr,
 ):  # fmt: skip
     """``to`` + dt (omega + K p) - delta xi, from phases x."""
-    lag_s, lag_c = shifted(x, s, c, lag, LAG)
+    lag_s, lag_c = shifted(x, s, c, phase_lag, PHASE_LAG)
     velocity = coupling * tl.fma(z_s + x * 0.0, lag_c, -(z_c * lag_s))
     if OMEGA >= 0:
         velocity += omega
     y = tl.fma(dt + x * 0.0, velocity, to)
     if NOISE >= 0:
         xi = normals(row, j, step, seed_low, seed_high)
-        y = tl.fma(-noise + xi * 0.0, xi, y)
+        y = tl.fma(-noise_scale + xi * 0.0, xi, y)
     return y
 
 
@@ -102,8 +102,8 @@ def fold(x, moved, KEEPING: tl.constexpr):
 
 @triton.jit
 def take_step(
-    x, moved, live, n, coupling, omega, lag, noise, dt, row, j, step, taken, steps, seed_low, seed_high,
-    OMEGA: tl.constexpr, LAG: tl.constexpr, NOISE: tl.constexpr, KEEPING: tl.constexpr,
+    x, moved, live, n, coupling, omega, phase_lag, noise_scale, dt, row, j, step, taken, steps, seed_low, seed_high,
+    OMEGA: tl.constexpr, PHASE_LAG: tl.constexpr, NOISE: tl.constexpr, KEEPING: tl.constexpr,
 ):  # fmt: skip
     """Phases x, or x + moved, of whole rows after step number ``step``, the last of ``taken`` of a launch's ``steps``.
 
@@ -113,14 +113,32 @@ def take_step(
     if KEEPING == 0:
         s, c, z_s, z_c = mean_field(x, live, n)
         x = advance(
-            x, x, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high, OMEGA, LAG, NOISE
+            x,
+            x,
+            s,
+            c,
+            z_s,
+            z_c,
+            coupling,
+            omega,
+            phase_lag,
+            noise_scale,
+            dt,
+            row,
+            j,
+            step,
+            seed_low,
+            seed_high,
+            OMEGA,
+            PHASE_LAG,
+            NOISE,
         )
     else:
         theta = x + moved
         s, c, z_s, z_c = mean_field(theta, live, n)
         moved = advance(
-            theta, moved, s, c, z_s, z_c, coupling, omega, lag, noise, dt, row, j, step, seed_low, seed_high,
-            OMEGA, LAG, NOISE,
+            theta, moved, s, c, z_s, z_c, coupling, omega, phase_lag, noise_scale, dt, row, j, step,
+            seed_low, seed_high, OMEGA, PHASE_LAG, NOISE,
         )  # fmt: skip
         if (taken % FOLD.value == 0) | (taken == steps):  # the interpreter counts in Python's numbers
             x, moved = fold(x, moved, KEEPING)
@@ -128,9 +146,9 @@ def take_step(
 
 
 @triton.jit
-def pulls(g, x, s, c, z_s, z_c, coupling, lag, dt, LAG: tl.constexpr):
+def pulls(g, x, s, c, z_s, z_c, coupling, phase_lag, dt, PHASE_LAG: tl.constexpr):
     """dt g K, p, q and (sin, cos) of theta + alpha."""
-    lag_s, lag_c = shifted(x, s, c, lag, LAG)
+    lag_s, lag_c = shifted(x, s, c, phase_lag, PHASE_LAG)
     p = tl.fma(z_s + x * 0.0, lag_c, -(z_c * lag_s))
     q = tl.fma(z_s + x * 0.0, lag_s, z_c * lag_c)
     return dt * g * coupling, p, q, lag_s, lag_c

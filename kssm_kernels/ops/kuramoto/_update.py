@@ -90,7 +90,7 @@ def batch_shape_of(theta: Tensor, operands: tuple[Any, ...]) -> torch.Size:
 
 
 def operand_rows(operand: Operand, batch_shape: torch.Size, n: int, dtype: torch.dtype) -> Strided:
-    """An operand over ensembles ``[*batch_shape, N]`` in the arithmetic dtype, copied only if it must be."""
+    """An operand over ensembles ``[*batch_shape, N]`` in the compute dtype, copied only if it must be."""
     if not isinstance(operand, Tensor):
         return (None, 0, 0, 0.0 if operand is None else operand)
     operand = strided("an operand", operand)

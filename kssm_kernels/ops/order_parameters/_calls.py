@@ -20,7 +20,7 @@ class OrderParametersForward(NamedTuple):
     code: int
     harmonics: int
     features: int
-    segment: int
+    row_block: int
     workspace: int
 
 

@@ -10,19 +10,19 @@ from kssm_kernels.backends.cuda import call
 from kssm_kernels.ops._dtypes import DTYPES
 from kssm_kernels.ops._memory import rows_of
 from kssm_kernels.ops.order_parameters._calls import OrderParametersBackward, OrderParametersForward
-from kssm_kernels.ops.order_parameters._segments import segment_length
+from kssm_kernels.ops.order_parameters._row_blocks import row_block_length
 
 _pack_forward, _pack_backward = packer(OrderParametersForward), packer(OrderParametersBackward)
 
-SUMMED_AT_ONCE = 256  # kSegmentsAtOnce of csrc/cuda/segments.h
+SUMMED_AT_ONCE = 256  # kRowBlocksAtOnce of csrc/cuda/row_blocks.h
 
 
-def partial_sums(rows: int, segments: int, width: int) -> int:
-    """Elements of the workspace for sums of segments, and for the sums of those, until one is left."""
+def partial_sums(rows: int, row_blocks: int, width: int) -> int:
+    """Elements of the workspace for sums of row blocks, and for the sums of those, until one is left."""
     total = 0
-    while segments > 1:
-        total += rows * segments * width
-        segments = -(-segments // SUMMED_AT_ONCE)
+    while row_blocks > 1:
+        total += rows * row_blocks * width
+        row_blocks = -(-row_blocks // SUMMED_AT_ONCE)
     return total
 
 
@@ -34,11 +34,11 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
         return out
     n = theta.shape[-1]
     code, compute = DTYPES[theta.dtype]
-    segment = segment_length(n, harmonics, theta.dtype)
-    size = partial_sums(rows, -(-n // segment), 2 * harmonics)
+    row_block = row_block_length(n, harmonics, theta.dtype)
+    size = partial_sums(rows, -(-n // row_block), 2 * harmonics)
     work = torch.empty(size, dtype=compute, device=theta.device) if size else None
     where = data.data_ptr(), rows, n, row_stride, column_stride, code
-    fields = _pack_forward(*where, harmonics, out.data_ptr(), segment, address(work))
+    fields = _pack_forward(*where, harmonics, out.data_ptr(), row_block, address(work))
     call("order_parameters_forward", fields, theta)
     return out
 

@@ -77,7 +77,7 @@ def into_unit_disk(c: Tensor, s: Tensor) -> Tensor:
 
 
 def features_torch(theta: Tensor, harmonics: int) -> Tensor:
-    """[..., N] -> [..., 3H] in theta's arithmetic dtype (no gradient of its own)."""
+    """[..., N] -> [..., 3H] in theta's compute dtype (no gradient of its own)."""
     n = theta.shape[-1]
     flat = theta.reshape(-1, n)
     compute = DTYPES[theta.dtype][1]
@@ -91,7 +91,7 @@ def features_torch(theta: Tensor, harmonics: int) -> Tensor:
 
 
 def features_backward_torch(theta: Tensor, features: Tensor, grad: Tensor) -> Tensor:
-    """dL/dtheta [..., N], in theta's arithmetic dtype, from dL/dfeatures [..., 3H]."""
+    """dL/dtheta [..., N], in theta's compute dtype, from dL/dfeatures [..., 3H]."""
     n, harmonics = theta.shape[-1], features.shape[-1] // 3
     compute = DTYPES[theta.dtype][1]
     c, s, m = features.reshape(-1, 3, harmonics).to(compute).unbind(1)

@@ -1,6 +1,6 @@
 """Order parameters in Triton. Equations: __init__.py; harmonics: triton_math/harmonics.py.
 
-A program holds a tile of rows x oscillators. Rows longer than a segment are cut (_segments.py): every segment
+A program holds a tile of rows x oscillators. Rows longer than a row block are cut (_row_blocks.py): every row block
 leaves its sums, and a second kernel adds those up in order, 64 at a time, as often as it takes. Bits depend on the
 number of oscillators and harmonics alone.
 """
@@ -13,28 +13,28 @@ import triton.language as tl
 from torch import Tensor
 
 from kssm_kernels.ops._memory import rows_of
-from kssm_kernels.ops.order_parameters._segments import segment_count, segment_length
+from kssm_kernels.ops.order_parameters._row_blocks import row_block_count, row_block_length
 from kssm_kernels.triton_math import launch as launching
 from kssm_kernels.triton_math.harmonics import add_harmonics, groups_of, harmonics_adjoint, put_features
 from kssm_kernels.triton_math.launch import launch, power_of_two, tile_of, tuned
 
-ADDED_AT_ONCE = 64  # segments whose sums one program adds
+ADDED_AT_ONCE = 64  # row blocks whose sums one program adds
 
 
 @triton.jit
 def _forward_kernel(
-    theta, features, rows, n, segments, segment, row_stride, column_stride, groups,
+    theta, features, rows, n, row_blocks, row_block, row_stride, column_stride, groups,
     HARMONICS: tl.constexpr, HP: tl.constexpr, FINAL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Rows are (ensemble, segment) pairs. FINAL: features; otherwise the sums, [rows, 2 HP] float32."""
+    """Rows are (ensemble, row block) pairs. FINAL: features; otherwise the sums, [rows, 2 HP] float32."""
     index = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live_row = index < rows
-    ensemble = index // segments
-    begin = (index % segments) * segment
-    end = tl.minimum(begin + segment, n)
+    ensemble = index // row_blocks
+    begin = (index % row_blocks) * row_block
+    end = tl.minimum(begin + row_block, n)
     sums_c = tl.zeros([ROWS, HP], tl.float32)
     sums_s = tl.zeros([ROWS, HP], tl.float32)
-    for tile in range(0, segment, BLOCK):
+    for tile in range(0, row_block, BLOCK):
         j = begin[:, None] + (tile + tl.arange(0, BLOCK))[None, :]
         live = live_row[:, None] & (j < end[:, None])
         x = tl.load(theta + ensemble[:, None] * row_stride + j * column_stride, mask=live, other=0.0).to(tl.float32)
@@ -49,18 +49,18 @@ def _forward_kernel(
 
 @triton.jit
 def _add_kernel(
-    sums, out, n, segments, remaining,
+    sums, out, n, row_blocks, remaining,
     HARMONICS: tl.constexpr, HP: tl.constexpr, FINAL: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Adds COUNT of an ensemble's segments in order: ``sums`` [ensembles, segments, 2 HP]."""
+    """Adds COUNT of an ensemble's row blocks in order: ``sums`` [ensembles, row_blocks, 2 HP]."""
     index = tl.program_id(0).to(tl.int64)
     ensemble = index // remaining
     first = (index % remaining) * COUNT
     h = tl.arange(0, HP)[None, :]
     sums_c = tl.zeros([1, HP], tl.float32)
     sums_s = tl.zeros([1, HP], tl.float32)
-    for k in range(first, tl.minimum(first + COUNT, segments)):
-        at = sums + (ensemble * segments + k) * (2 * HP) + h
+    for k in range(first, tl.minimum(first + COUNT, row_blocks)):
+        at = sums + (ensemble * row_blocks + k) * (2 * HP) + h
         sums_c += tl.load(at)
         sums_s += tl.load(at + HP)
     if FINAL:
@@ -97,24 +97,24 @@ def forward(theta: Tensor, harmonics: int) -> Tensor:
     if rows == 0:
         return out
     hp = power_of_two(harmonics, 16)
-    segment, segments = segment_length(n, harmonics, theta.dtype), segment_count(n, harmonics, theta.dtype)
+    row_block, row_blocks = row_block_length(n, harmonics, theta.dtype), row_block_count(n, harmonics, theta.dtype)
     tile_rows, block = tile_of(n)
-    sums = out if segments == 1 else torch.empty(rows, segments, 2 * hp, dtype=torch.float32, device=theta.device)
+    sums = out if row_blocks == 1 else torch.empty(rows, row_blocks, 2 * hp, dtype=torch.float32, device=theta.device)
     launch(
         _forward_kernel,
-        triton.cdiv(rows * segments, tile_rows),
+        triton.cdiv(rows * row_blocks, tile_rows),
         theta,
-        *(data, sums, rows * segments, n, segments, segment, row_stride, column_stride, groups_of(harmonics)),
-        HARMONICS=harmonics, HP=hp, FINAL=segments == 1, ROWS=tile_rows, BLOCK=block, num_warps=1,
+        *(data, sums, rows * row_blocks, n, row_blocks, row_block, row_stride, column_stride, groups_of(harmonics)),
+        HARMONICS=harmonics, HP=hp, FINAL=row_blocks == 1, ROWS=tile_rows, BLOCK=block, num_warps=1,
     )  # fmt: skip
-    while segments > 1:
-        left = triton.cdiv(segments, ADDED_AT_ONCE)
+    while row_blocks > 1:
+        left = triton.cdiv(row_blocks, ADDED_AT_ONCE)
         to = out if left == 1 else torch.empty(rows, left, 2 * hp, dtype=torch.float32, device=theta.device)
         launch(
-            _add_kernel, rows * left, theta, sums, to, n, segments, left,
+            _add_kernel, rows * left, theta, sums, to, n, row_blocks, left,
             HARMONICS=harmonics, HP=hp, FINAL=left == 1, COUNT=ADDED_AT_ONCE, num_warps=1,
         )  # fmt: skip
-        sums, segments = to, left
+        sums, row_blocks = to, left
     return out
 
 

@@ -19,7 +19,7 @@ class Tensors(NamedTuple):
     """Flat views ``[n]``, in memory order of the means; what a step does not have is None.
 
     p, g: the parameter (or a dense copy of it) and its gradient. positive, negative: the means P and N, or their 8-bit
-    codes, with ``[ceil(n / 256)]`` scales. temperature: in the arithmetic dtype. compensation: bfloat16. cryo: float32
+    codes, with ``[ceil(n / 256)]`` scales. temperature: in the compute dtype. compensation: bfloat16. cryo: float32
     ``[n / row]``. rms: float32, 0-dim, of P + N of the previous step; it makes the resistance kappa / rms. step: int64,
     0-dim, the counter of the random words. stream: the number of the parameter's random stream.
     """

@@ -16,7 +16,7 @@ from kssm_kernels.optim.sign_split._hyper import MODES, Hyper
 from kssm_kernels.optim.sign_split._tensors import Tensors
 
 NORMALIZED, CONSOLIDATE = MODES.index("normalized"), MODES.index("consolidate")
-FOREACH_ELEMENTS = 1 << 24  # of a concatenation, at most: it costs five copies in the arithmetic dtype
+FOREACH_ELEMENTS = 1 << 24  # of a concatenation, at most: it costs five copies in the compute dtype
 
 
 def advance(
@@ -29,7 +29,7 @@ def advance(
     negative: Tensor,
     temperature: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """New p, P, N and T, each ``[n]`` in the arithmetic dtype. step: lr / cryo, 0-dim or [n]."""
+    """New p, P, N and T, each ``[n]`` in the compute dtype. step: lr / cryo, 0-dim or [n]."""
     g = gradient
     if hyper.grad_scale is not None:
         g = g / hyper.grad_scale.to(g)
