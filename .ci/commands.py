@@ -43,7 +43,7 @@ class Part:
 
 
 TESTS_OF_EXTRAS = "tests/train/test_command_line.py tests/optim/test_proof.py tests/gpu/test_triton_compile.py"
-SANITIZERS = ("address and undefined-behaviour sanitizers",)
+SANITIZERS = ("sanitizers",)
 EDITABLE = "train,test,bench,lint,gpu,proof"
 
 COMMANDS: dict[str, dict[str, Run | Part]] = {
@@ -61,7 +61,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         'pip install ".[train,test]" && pytest': Run(
             ("pytest -q --collect-only", f"pytest -q {TESTS_OF_EXTRAS} python/kssm"),
             "train,test",
-            "collects all tests, runs those that depend on what is installed; the gate's last part runs all of them",
+            "collects all tests, runs those that depend on what is installed; the gate's part tests runs all of them",
         ),
         'pip install ".[train,bench]" && pytest bench/ --benchmark-only': Run(
             ("KSSM_BENCH_SMOKE=1 pytest -q bench/ --benchmark-only",), "train,bench", "tiny sizes"
@@ -80,11 +80,11 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
                 'cd / && python -c "import kssm, kssm_kernels as k; print(k.build_info(), k.__file__)"',
             ),
             "",
-            "one extra and no compiler: the package's own part compiles and installs them all",
+            "one extra and no compiler: the gate's own package has them all",
             folder="copy",
         ),
         "pytest": Part(("tests",)),
-        "ruff check . && ruff format --check . && mypy": Part(("lint", "format", "types")),
+        "ruff check . && ruff format --check . && mypy": Part(("lint", "types")),
         "TRITON_INTERPRET=1 KSSM_CUDA_ON_HOST=1 python -m tests.accuracy": Run(
             ('python -m tests.accuracy "$EMPTY/accuracy.md"',), "test", "the two fast backends, not to docs/"
         ),
@@ -100,11 +100,9 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "python -m bench.waiting": Run(
             ("KSSM_BENCH_SMOKE=1 python -m bench.waiting",), "train,bench", "a turn each, to .benchmarks/"
         ),
-        "TRITON_INTERPRET=1 pytest -k triton tests/ops/test_conformance.py": Part(("GPU kernels, run on the CPU",)),
-        "KSSM_CUDA_ON_HOST=1 pytest -k cuda tests": Part(("GPU kernels, run on the CPU",)),
-        "python -m bench.gpu_compile": Part(
-            ("GPU kernels, compiled for devices that are not here",), "with --check, which writes no page"
-        ),
+        "TRITON_INTERPRET=1 pytest -k triton tests/ops/test_conformance.py": Part(("triton_interpreted",)),
+        "KSSM_CUDA_ON_HOST=1 pytest -k cuda tests": Part(("cuda_on_host",)),
+        "python -m bench.gpu_compile": Part(("gpu_compile",), "with --check, which writes no page"),
         "python -m bench.proof": Part(("tests",), "tests/optim/test_proof.py runs it with --quick"),
         "pytest tests bench -m gpu": Part((), "README's, above, runs it"),
         'pip install "setuptools>=77" pybind11 cmake ninja': Run(
@@ -116,7 +114,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
                 'python -c "from kssm_kernels.backends import cpu_extension; print(cpu_extension.__file__)"',
             ),
             "",
-            "without the CUDA kernels, which the package's own part compiles",
+            "without the CUDA kernels, which the part cuda_library compiles",
             folder="copy",
         ),
         "KSSM_SANITIZE=1 pip install --no-deps --target build/sanitized .": Part(SANITIZERS, "to a scratch folder"),

@@ -212,10 +212,15 @@ exec(start)
     def test_the_libraries_set_nothing(self, start: str):
         assert self.seen(start) == ""
 
-    @pytest.mark.parametrize("file", ["README.md", ".ci/run", "docs/waiting.md"])
+    @pytest.mark.parametrize("file", ["README.md", "docs/waiting.md"])
     def test_what_is_written_is_what_is_set(self, file: str):
         text = (Path(__file__).parents[2] / file).read_text(encoding="utf-8")
         assert "=".join(WAITING) in text
+
+    def test_the_gate_never_spins_unless_it_is_told_to(self):
+        text = (Path(__file__).parents[2] / ".ci" / "run").read_text(encoding="utf-8")
+        users = "".join("${" + name + ":-}" for name in WAITING_VARIABLES)
+        assert f'if [ -z "{users}" ]; then export OMP_WAIT_POLICY=passive; fi' in text
 
     def test_nothing_is_set_once_torch_is_loaded(self, monkeypatch: pytest.MonkeyPatch):
         for name in WAITING_VARIABLES:
