@@ -35,7 +35,8 @@ settings take turns under one load, all loads in every round. Medians with first
 
 Threads that wait for the others at the end of a parallel region spin, then sleep. A spinning thread is at once where it
 is needed, and takes the processor from one that would let it go on. `kssm` sets
-`{chosen}`, and the gate, whose parts run beside each other, `OMP_WAIT_POLICY=passive`, unless the user has set one of {variables};
+`{chosen}`, and the gate, whose parts run beside each other, `OMP_WAIT_POLICY=passive`, unless the user has set one of
+{variables};
 `import kssm` and `import kssm_kernels` set nothing.
 """
 
