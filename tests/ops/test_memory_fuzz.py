@@ -285,4 +285,5 @@ def test_an_error_or_the_answer_of_torch(name: str, plan: dict[str, Any]) -> Non
         assert x.shape == y.shape
         # a sum of many gradients is as near as its largest part is
         size = max(1.0, y.abs().max().item()) if y.numel() else 1.0
-        torch.testing.assert_close(x, y, rtol=slack, atol=slack * size)
+        # features cut to integers have M = 0, which makes NaN of both
+        torch.testing.assert_close(x, y, rtol=slack, atol=slack * size, equal_nan=True)
