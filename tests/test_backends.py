@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import kssm_kernels
-from kssm_kernels import backends, explain, order_parameters, use_backend
+from kssm_kernels import backends, explain, ops, order_parameters, use_backend
 
 ROOT = Path(kssm_kernels.__file__).parents[1]
 
@@ -86,6 +86,26 @@ def test_an_explicit_request_that_cannot_be_served_raises(usable: dict[str, bool
     usable["cuda"] = False
     with pytest.raises(RuntimeError, match=r"use_backend\('cuda'\): cuda as the test has it"):
         use_backend("cuda")
+
+
+def test_an_op_without_kernels_for_a_backend_runs_on_another(
+    usable: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder has _triton.py and _torch.py: no backend is chosen that would not find its module."""
+    (tmp_path / "toy").mkdir()
+    for name in ("__init__", "_triton", "_torch"):
+        (tmp_path / "toy" / f"{name}.py").touch()
+    monkeypatch.setattr(ops, "__path__", [*ops.__path__, str(tmp_path)])
+    monkeypatch.setitem(backends.OPS, "toy", "ops.toy")
+    on_cuda, on_cpu = OnDevice("cuda"), torch.zeros(3)
+    assert backends.select("toy", on_cuda) == "triton"  # type: ignore[arg-type]  # enough of a tensor
+    assert chosen("cuda") == "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert backends.select("toy", on_cpu) == "torch"
+    assert "\n  cpu: cannot run: " in explain("toy", on_cpu)
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="toy: backend 'cuda' was asked for, but toy has no ke"):
+        backends.select("toy", on_cuda)  # type: ignore[arg-type]
 
 
 def explained() -> str:
