@@ -79,7 +79,7 @@ def build_info() -> str:
 
 
 @functools.cache
-def _no_kernels(op: str, backend: str) -> str | None:
+def no_kernels(op: str, backend: str) -> str | None:
     found = importlib.util.find_spec(f"kssm_kernels.{OPS[op]}._{backend}")
     return None if found else f"{op} has no kernels for it"
 
@@ -87,7 +87,7 @@ def _no_kernels(op: str, backend: str) -> str | None:
 def _unservable(op: str, backend: str, tensor: torch.Tensor) -> str | None:
     """Why a backend cannot run ``op`` on such a tensor; None if it can."""
     usable, reason = LOADERS[backend].status()
-    return (LOADERS[backend].refuses(tensor) or _no_kernels(op, backend)) if usable else reason
+    return (LOADERS[backend].refuses(tensor) or no_kernels(op, backend)) if usable else reason
 
 
 # ---- the choice ----
@@ -147,7 +147,7 @@ def select(op: str, tensor: torch.Tensor) -> str:
     """The backend that runs ``op`` on such a tensor; raises if an explicit request cannot be served."""
     wanted = _explicit or _environment
     if not wanted:
-        return "cpu" if _cpu_runs and tensor.is_cpu and not _no_kernels(op, "cpu") else _default(op, tensor)
+        return "cpu" if _cpu_runs and tensor.is_cpu and not no_kernels(op, "cpu") else _default(op, tensor)
     reason = _unservable(op, wanted, tensor)
     if reason is not None:
         raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
