@@ -92,7 +92,7 @@ def describe(case: Case, key: str, index: tuple[int, ...], args: dict[str, objec
 
 def measure(backend: str, dtype: torch.dtype) -> dict[tuple[str, str, str], Entry]:
     found: dict[tuple[str, str, str], Entry] = {}
-    for case in CASES:
+    for case in (c for c in CASES if devices.serves(backend, dtype, c.op)):
         truth, args = truth_of(case, dtype), arguments(case, dtype)
         with kssm_kernels.use_backend(backend), threads(1 if backend == "torch" else 2):
             got = evaluate(by_package, case, args, dtype)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import kssm_kernels
-from kssm_kernels import backends, explain, order_parameters, use_backend
+from kssm_kernels import backends, explain, ops, order_parameters, use_backend
 
 ROOT = Path(kssm_kernels.__file__).parents[1]
 
@@ -88,6 +88,26 @@ def test_an_explicit_request_that_cannot_be_served_raises(usable: dict[str, bool
         use_backend("cuda")
 
 
+def test_an_op_without_kernels_for_a_backend_runs_on_another(
+    usable: dict[str, bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder has _triton.py and _torch.py: no backend is chosen that would not find its module."""
+    (tmp_path / "toy").mkdir()
+    for name in ("__init__", "_triton", "_torch"):
+        (tmp_path / "toy" / f"{name}.py").touch()
+    monkeypatch.setattr(ops, "__path__", [*ops.__path__, str(tmp_path)])
+    monkeypatch.setitem(backends.OPS, "toy", "ops.toy")
+    on_cuda, on_cpu = OnDevice("cuda"), torch.zeros(3)
+    assert backends.select("toy", on_cuda) == "triton"  # type: ignore[arg-type]  # enough of a tensor
+    assert chosen("cuda") == "cuda"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert backends.select("toy", on_cpu) == "torch"
+    assert "\n  cpu: cannot run: " in explain("toy", on_cpu)
+    with use_backend("cuda"), pytest.raises(RuntimeError, match="toy: backend 'cuda' was asked for, but toy has no ke"):
+        backends.select("toy", on_cuda)  # type: ignore[arg-type]
+
+
 def explained() -> str:
     return explain("order_parameters", torch.zeros(3))
 
@@ -118,7 +138,8 @@ def in_process(code: str, **environment: str) -> subprocess.CompletedProcess[str
 def test_the_environment_variable() -> None:
     code = "import torch, kssm_kernels; print(kssm_kernels.explain('order_parameters', torch.zeros(3)))"
     assert "torch, chosen by the environment variable KSSM_BACKEND" in in_process(code, KSSM_BACKEND="torch").stdout
-    assert "want one of 'cuda', 'triton', 'cpu', 'torch'" in in_process(code, KSSM_BACKEND="gpu").stderr
+    names = ", ".join(map(repr, backends.BACKENDS))
+    assert f"want one of {names}" in in_process(code, KSSM_BACKEND="gpu").stderr
     calls = "import torch, kssm_kernels; kssm_kernels.order_parameters(torch.zeros(3), 1)"
     done = in_process(calls, KSSM_BACKEND="triton", TRITON_INTERPRET="0")
     assert "backend 'triton' was asked for, but" in done.stderr, done.stderr

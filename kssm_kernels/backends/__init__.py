@@ -10,12 +10,13 @@ tensor's device. An explicit request that cannot be served raises; it never fall
 
 Each has a loader here. ``status()`` says whether it can run in this process, and what it is or why not;
 ``refuses(tensor)`` says why it cannot run on such a tensor, or None. An op's folder has its kernels, a module for each
-backend.
+backend that runs it.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
@@ -39,7 +40,7 @@ LOADERS: dict[str, Loader] = {"cuda": cuda, "triton": triton, "cpu": cpu, "torch
 BACKENDS = tuple(LOADERS)
 # What a device runs unless told otherwise, best first. CUDA before Triton on NVIDIA devices: docs/gpu_compile.md.
 DEFAULTS = {"cpu": ("cpu", "torch"), "cuda": ("cuda", "triton", "torch"), "xpu": ("triton", "torch")}
-# An op's folder has a module of kernels for each backend: _cuda, _triton, _cpu and _torch.
+# An op's folder has a module of kernels for each backend that runs it: _torch, and any of _cpu, _cuda and _triton.
 OPS = {
     "order_parameters": "ops.order_parameters",
     "kuramoto_update": "ops.kuramoto",
@@ -77,10 +78,16 @@ def build_info() -> str:
     return "; ".join(f"{name}: {LOADERS[name].status()[1]}" for name in BACKENDS)
 
 
-def _unservable(backend: str, tensor: torch.Tensor) -> str | None:
-    """Why a backend cannot run on such a tensor; None if it can."""
+@functools.cache
+def no_kernels(op: str, backend: str) -> str | None:
+    found = importlib.util.find_spec(f"kssm_kernels.{OPS[op]}._{backend}")
+    return None if found else f"{op} has no kernels for it"
+
+
+def _unservable(op: str, backend: str, tensor: torch.Tensor) -> str | None:
+    """Why a backend cannot run ``op`` on such a tensor; None if it can."""
     usable, reason = LOADERS[backend].status()
-    return LOADERS[backend].refuses(tensor) if usable else reason
+    return (LOADERS[backend].refuses(tensor) or no_kernels(op, backend)) if usable else reason
 
 
 # ---- the choice ----
@@ -119,15 +126,15 @@ class use_backend:  # noqa: N801  # read as a function: use_backend("torch")
 
 _cpu_runs = cpu.status()[0]
 _fallen_back: set[str] = set()
-_automatic: dict[tuple[str, torch.dtype], str] = {}
+_automatic: dict[tuple[str, str, torch.dtype], str] = {}
 
 
-def _default(tensor: torch.Tensor) -> str:
+def _default(op: str, tensor: torch.Tensor) -> str:
     """The best backend that serves such a tensor; says once where that is the slow path of a device that has better."""
-    key = (tensor.device.type, tensor.dtype)
+    key = (op, tensor.device.type, tensor.dtype)
     if key not in _automatic:
         order = DEFAULTS.get(tensor.device.type, ("torch",))
-        reasons = {name: _unservable(name, tensor) for name in order}
+        reasons = {name: _unservable(op, name, tensor) for name in order}
         _automatic[key] = next(name for name in order if reasons[name] is None)
         if _automatic[key] == "torch" and len(order) > 1 and tensor.device.type not in _fallen_back:
             _fallen_back.add(tensor.device.type)
@@ -140,8 +147,8 @@ def select(op: str, tensor: torch.Tensor) -> str:
     """The backend that runs ``op`` on such a tensor; raises if an explicit request cannot be served."""
     wanted = _explicit or _environment
     if not wanted:
-        return "cpu" if _cpu_runs and tensor.is_cpu else _default(tensor)
-    reason = _unservable(wanted, tensor)
+        return "cpu" if _cpu_runs and tensor.is_cpu and not no_kernels(op, "cpu") else _default(op, tensor)
+    reason = _unservable(op, wanted, tensor)
     if reason is not None:
         raise RuntimeError(f"{op}: backend {wanted!r} was asked for, but {reason}")
     return wanted
@@ -187,7 +194,7 @@ def explain(op: str | Callable[..., Any], *tensors: torch.Tensor) -> str:
         raise TypeError("explain: wants the tensors of the call, the phases (or params) first")
     first = tensors[0]
     order = DEFAULTS.get(first.device.type, ("torch",))
-    reasons = {backend: _unservable(backend, first) for backend in BACKENDS}
+    reasons = {backend: _unservable(name, backend, first) for backend in BACKENDS}
     wanted = _explicit or _environment
     if wanted:
         origin = "use_backend" if _explicit else "the environment variable KSSM_BACKEND"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = devices.device()
 # Without a device the tests are collected all the same, and skipped.
 BACKENDS = ("cuda", "triton", "torch") if DEVICE is None else devices.backends_of(DEVICE)
-ROWS = [(b, c, d) for b in BACKENDS for c in CASES for d in DTYPES if devices.serves(b, d)]
+ROWS = [(b, c, d) for b in BACKENDS for c in CASES for d in DTYPES if devices.serves(b, d, c.op)]
 NAMES = [f"{c.name}-{str(d).removeprefix('torch.')}-{b}" for b, c, d in ROWS]
 
 

@@ -23,7 +23,7 @@ def is_long(case: Case) -> bool:
 
 def combinations(backend: str) -> list[tuple[Case, torch.dtype]]:
     """All that a backend serves; interpreted, long cases in float32 only."""
-    found = [(case, dtype) for case in CASES for dtype in DTYPES if devices.serves(backend, dtype)]
+    found = [(case, dtype) for case in CASES for dtype in DTYPES if devices.serves(backend, dtype, case.op)]
     return [(c, d) for c, d in found if backend != "triton" or d == torch.float32 or not is_long(c)]
 
 

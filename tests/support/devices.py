@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import kssm_kernels
+from kssm_kernels import backends
 from kssm_kernels.backends import cuda as library
 from kssm_kernels.backends import triton
 
@@ -34,6 +35,6 @@ def device_or_skip() -> str:
     return found
 
 
-def serves(backend: str, dtype: torch.dtype | None) -> bool:
-    """Triton's kernels compute in float32; float64 goes to another backend."""
-    return backend != "triton" or dtype != torch.float64
+def serves(backend: str, dtype: torch.dtype | None, op: str | None = None) -> bool:
+    """Triton's kernels compute in float32: float64 goes to another backend, as does an op without kernels for one."""
+    return (backend != "triton" or dtype != torch.float64) and (op is None or backends.no_kernels(op, backend) is None)
