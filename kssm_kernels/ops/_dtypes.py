@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# dtype -> (code in csrc/math/number.h, compute dtype inside)
+# dtype -> (code in csrc/calls.h, compute dtype inside)
 DTYPES: dict[torch.dtype, tuple[int, torch.dtype]] = {
     torch.float32: (0, torch.float32),
     torch.float64: (1, torch.float64),
