@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import kssm_kernels
 from kssm_kernels import backends, explain, ops, order_parameters, use_backend
@@ -173,3 +175,25 @@ def test_explain_refuses_what_it_does_not_know() -> None:
         explain("sum", torch.zeros(3))
     with pytest.raises(TypeError, match="wants the tensors"):
         explain("order_parameters")
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        (lambda t: order_parameters(t, 2), (3, 5)),
+        (lambda t: kssm_kernels.kuramoto_features(t, 1.0, 2, omega=0.5), (3, 5)),
+        (lambda t: kssm_kernels.bistable_coupling(t)[0], (3, 10)),
+    ],
+    ids=["order_parameters", "kuramoto_features", "bistable_coupling"],
+)
+def test_backward_runs_where_forward_ran(
+    op: Callable[[Tensor], Tensor], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What forward saves may be laid out as its own backend wants it."""
+    leaf = torch.rand(shape, requires_grad=True)
+    with use_backend("torch"):
+        out = op(leaf)
+        (wanted,) = torch.autograd.grad(op(leaf).sum(), leaf)
+    monkeypatch.setattr(backends.cpu, "extension", None)  # whoever asks it for a kernel fails
+    (found,) = torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(found, wanted)
