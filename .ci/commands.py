@@ -83,7 +83,7 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
             "one extra and no compiler: the gate's own package has them all",
             folder="copy",
         ),
-        "pytest": Part(("tests",)),
+        "pytest": Part(("tests", "worked_example", "cuda_on_host", "gpu_compile")),
         "ruff check . && ruff format --check . && mypy": Part(("lint", "types")),
         "TRITON_INTERPRET=1 KSSM_CUDA_ON_HOST=1 python -m tests.accuracy": Run(
             ('python -m tests.accuracy "$EMPTY/accuracy.md"',), "test", "the two fast backends, not to docs/"

@@ -1,6 +1,6 @@
 """Freezing groups of weights that have become solid, thawing them, and asking for more of them.
 
-A weight is solid when its temperature T (see sign_split_ema.py) is below 0.55: near the noise floor, 1/2.
+A weight is solid when its temperature T (see sign_split/__init__.py) is below 0.55: near the noise floor, 1/2.
 
     freeze   on 3 consecutive checks at least 1 - 1/e of a petal's weights are solid, and it is 1/(1-cool) steps old
     frozen   cryo = 10: the step divides the update by it; the means and T go on, so that the petal can thaw

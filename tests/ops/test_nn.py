@@ -56,12 +56,12 @@ def test_starts_where_the_original_starts(name: str) -> None:
     assert len(fused.state_dict()) == len(fresh.state_dict())
 
 
-@pytest.mark.parametrize("lead", [(2, 3), (4,), (), (0, 3), (2, 0)], ids=str)
+@pytest.mark.parametrize("batch_shape", [(2, 3), (4,), (), (0, 3), (2, 0)], ids=str)
 @pytest.mark.parametrize("name", PAIRS)
-def test_outputs_and_gradients(name: str, lead: tuple[int, ...], backend: str) -> None:
+def test_outputs_and_gradients(name: str, batch_shape: tuple[int, ...], backend: str) -> None:
     original, fused, width = pair(name)
     original.double(), fused.double()
-    x = torch.randn(*lead, width, dtype=torch.float64)
+    x = torch.randn(*batch_shape, width, dtype=torch.float64)
     results: list[dict[str, Tensor | None]] = []
     weights: list[Tensor] = []
     for bank in (original, fused):

@@ -55,8 +55,8 @@ def operand(draw: st.DrawFn, theta: Tensor) -> Tensor | float:
     rank = draw(st.integers(0, theta.dim()))
     if rank == 0:
         return draw(strided(()))
-    lead = [draw(st.sampled_from([1, s])) for s in theta.shape[:-1][theta.dim() - rank :]]
-    return draw(strided((*lead, draw(st.sampled_from([1, theta.shape[-1]])))))
+    batch_shape = [draw(st.sampled_from([1, s])) for s in theta.shape[:-1][theta.dim() - rank :]]
+    return draw(strided((*batch_shape, draw(st.sampled_from([1, theta.shape[-1]])))))
 
 
 def _compare(got: list[Tensor], want: list[Tensor]) -> None:
@@ -86,10 +86,11 @@ def test_update_and_features(
     leaves = [v.detach().requires_grad_() for v in (theta, *found.values()) if isinstance(v, Tensor)]
     rest = iter(leaves[1:])
     args: dict[str, Any] = {k: next(rest) if isinstance(v, Tensor) else v for k, v in found.items()}
-    lead = torch.broadcast_shapes(theta.shape[:-1], *(v.shape[:-1] for v in args.values() if isinstance(v, Tensor)))
-    n, rows = theta.shape[-1], math.prod(lead)
+    shapes = (v.shape[:-1] for v in args.values() if isinstance(v, Tensor))
+    batch_shape = torch.broadcast_shapes(theta.shape[:-1], *shapes)
+    n, rows = theta.shape[-1], math.prod(batch_shape)
     xi = torch.stack([kssm_kernels.philox_normal(rows, n, seed=5, step=k) for k in range(steps)]).reshape(
-        steps, *lead, n
+        steps, *batch_shape, n
     )
     common: dict[str, Any] = {"dt": 0.2, "steps": steps}
     moved = naive.kuramoto_update(leaves[0], **args, **common, xi=xi)
@@ -110,9 +111,9 @@ def test_update_and_features(
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-@given(data=st.data(), lead=LEADS)
-def test_bistable_coupling(backend: str, data: st.DataObject, lead: tuple[int, ...]) -> None:
-    params = data.draw(strided((*lead, 10))).detach().requires_grad_()
+@given(data=st.data(), batch_shape=LEADS)
+def test_bistable_coupling(backend: str, data: st.DataObject, batch_shape: tuple[int, ...]) -> None:
+    params = data.draw(strided((*batch_shape, 10))).detach().requires_grad_()
     got, want = kssm_kernels.bistable_coupling(params), naive.bistable_coupling(params, (0.1, 10.0))
     for a, b in zip(got, want, strict=True):
         assert a.shape == b.shape

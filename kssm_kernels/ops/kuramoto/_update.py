@@ -1,4 +1,4 @@
-"""The arguments of one Kuramoto update, as both doors and every backend pass them, and their checks."""
+"""The arguments of one Kuramoto update, as both paths and every backend pass them, and their checks."""
 
 from __future__ import annotations
 
