@@ -27,7 +27,7 @@ class Update(NamedTuple):
 
 
 OPERANDS = 4  # how many fields of Update come first and are differentiable
-CHECKPOINT_STEPS = 64  # trajectories up to this many steps are kept whole (the same in csrc/cpu/kuramoto.cpp)
+CHECKPOINT_STEPS = 64  # trajectories up to this many steps are kept whole (kCheckpointSteps in C++)
 
 # A call of more than PLAIN steps keeps a phase as x + moved. A phase of 3 rad in float32 takes up steps of 0.01 to 1e-5
 # of their size; `moved`, which is small, takes them up to 1e-7. Every FOLD steps it is added to x, and what rounding

@@ -55,7 +55,8 @@ class _OrderParameters(torch.autograd.Function):
 def _eager(theta: Tensor, harmonics: int) -> Tensor:
     if theta.requires_grad and torch.is_grad_enabled():
         return _OrderParameters.apply(theta, harmonics)  # type: ignore[no-any-return,no-untyped-call]  # no stub
-    return backends.kernel(OP, theta).forward(strided("theta", theta), harmonics)  # type: ignore[no-any-return]
+    features = backends.kernel(OP, theta).forward(strided("theta", theta), harmonics)
+    return features  # type: ignore[no-any-return]  # a tensor
 
 
 def _gradient(kernel: Any, theta: Tensor, features: Tensor, g_features: Tensor) -> Tensor:
