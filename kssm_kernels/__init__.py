@@ -1,6 +1,7 @@
 """Fused kernels for oscillator networks in PyTorch.
 
-Ops: :func:`order_parameters`, :func:`kuramoto_update`, :func:`kuramoto_features`, :func:`bistable_coupling`.
+Ops: :func:`order_parameters`, :func:`kuramoto_update`, :func:`kuramoto_features`, :func:`bistable_coupling`,
+:func:`oscillator_scan`, :func:`oscillator_step`.
 Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramotoV2`.
 """
 
@@ -11,6 +12,7 @@ from kssm_kernels.noise import philox_normal
 from kssm_kernels.ops.bistable_coupling import bistable_coupling
 from kssm_kernels.ops.kuramoto import kuramoto_features, kuramoto_update
 from kssm_kernels.ops.order_parameters import order_parameters
+from kssm_kernels.ops.oscillator_scan import oscillator_scan, oscillator_step
 
 __all__ = [
     "FusedKuramoto",
@@ -24,6 +26,8 @@ __all__ = [
     "kuramoto_features",
     "kuramoto_update",
     "order_parameters",
+    "oscillator_scan",
+    "oscillator_step",
     "philox_normal",
     "use_backend",
 ]

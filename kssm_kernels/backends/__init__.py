@@ -46,6 +46,8 @@ OPS = {
     "kuramoto_update": "ops.kuramoto",
     "kuramoto_features": "ops.kuramoto",
     "bistable_coupling": "ops.bistable_coupling",
+    "oscillator_scan": "ops.oscillator_scan",
+    "oscillator_step": "ops.oscillator_scan",
     "sign_split_ema": "optim.sign_split",
 }
 

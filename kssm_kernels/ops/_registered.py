@@ -230,6 +230,23 @@ def move_batch(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
+def aligned(tensor: Tensor | None, dim: int | None, rank: int, size: int | None) -> Tensor | None:
+    """A vmapped operand as [B, 1, .., 1, *own shape], which still broadcasts; an unbatched one too if sized."""
+    if tensor is None or (dim is None and size is None):
+        return tensor
+    if dim is not None:
+        moved = tensor.movedim(dim, 0)
+    else:
+        assert size is not None
+        moved = tensor.expand(size, *tensor.shape)
+    return moved.reshape(moved.shape[0], *([1] * (rank + 1 - moved.dim())), *moved.shape[1:])
+
+
+def is_absent(result: Tensor | None, batched: bool = False) -> bool:
+    """Whether a registered op's result, or its gradient, stands for none: its shape is [0], but for a vmap's axis."""
+    return result is None or (result.dim() == 1 + batched and result.numel() == 0)
+
+
 def _names_of(schema: str) -> list[str]:
     return re.findall(r"(\w+)(?=[,)])", schema.partition("->")[0])
 

@@ -77,6 +77,76 @@ def bistable_coupling(params: Tensor, clamp: tuple[float, float] | None = (0.1, 
     return 2 * torch.sigmoid(u), u, b * g - c * f
 
 
+def oscillator_scan(
+    p: Tensor,
+    q: Tensor,
+    gate: Tensor,
+    phase: Tensor,
+    coupling: Tensor | None = None,
+    forget: Tensor | None = None,
+    *,
+    kind: str = "stuart_landau",
+    heads: int,
+    harmonics: int = 4,
+    phase_lag: Tensor | float = 0.0,
+    tied_leak: bool = False,
+    initial_state: tuple[Tensor, Tensor] | None = None,
+    reset: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Order parameters [..., T, G, H] and states [..., T, D], both complex.
+
+    What needs no state is computed for all steps at once, the rest in a loop over time.
+    """
+    g = torch.sigmoid(gate)
+    keep = torch.sqrt(1 - (1 - 1e-6) * g * g) if kind == "stuart_landau" else 1 - g
+    shape = (*p.shape[:-1], heads, p.shape[-1] // heads)
+    write, turn = torch.complex(g * p, g * q).reshape(shape), torch.polar(keep, phase).reshape(shape)
+    strength: Tensor | None = None
+    if coupling is not None:
+        strength = (
+            torch.sigmoid(coupling) if kind == "stuart_landau" else nn.functional.softplus(coupling, threshold=100)
+        )
+        if tied_leak:
+            turn = turn * (1 - strength).unsqueeze(-1)
+        lag = torch.as_tensor(phase_lag, dtype=p.dtype, device=p.device)
+        strength = strength * torch.polar(torch.ones_like(lag), -lag).expand(*p.shape[:-2], heads).unsqueeze(-2)
+    if forget is not None:
+        turn = turn * (1 - torch.sigmoid(forget)).unsqueeze(-1)
+    start = torch.zeros((*p.shape[:-2], p.shape[-1]), dtype=write.dtype, device=p.device)
+    if initial_state is not None:
+        start = torch.complex(*initial_state).to(write.dtype).expand_as(start)
+    z = start = start.reshape(*start.shape[:-1], *shape[-2:])
+    states, orders = [], []
+    for t in range(p.shape[-2]):
+        if reset is not None:
+            z = torch.where(reset[..., t, None, None], start, z)
+        force = write[..., t, :, :]
+        if strength is not None:
+            force = force + strength[..., t, :, None] * seen_state(kind, z).mean(-1, keepdim=True)
+        z = turn[..., t, :, :] * z
+        if kind == "stuart_landau":
+            z = z + force
+        else:
+            w = force / torch.sqrt(1 + force.real**2 + force.imag**2)
+            z = (z + w) / (1 + w.conj() * z)
+        states.append(z.flatten(-2))
+        power = v = seen_state(kind, z)
+        found = []
+        for _ in range(harmonics):
+            found.append(power.mean(-1))
+            power = power * v
+        orders.append(torch.stack(found, -1) if found else v[..., :0])
+    if not states:
+        empty = write.sum() + turn.sum()
+        return empty.expand((*shape[:-1], harmonics)), empty.expand(p.shape)
+    return torch.stack(orders, -3), torch.stack(states, -2)
+
+
+def seen_state(kind: str, z: Tensor) -> Tensor:
+    """What the mean field and the readout see of a state."""
+    return z / torch.sqrt(1 + z.real**2 + z.imag**2) if kind == "stuart_landau" else z
+
+
 class BankV1(nn.Module):
     """The first bank of the family: fixed coupling strength, the N x N matrix takes no part."""
 

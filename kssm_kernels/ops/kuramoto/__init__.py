@@ -32,7 +32,7 @@ from kssm_kernels.ops._entry import (
     refuse_second_derivative,
 )
 from kssm_kernels.ops._memory import whole
-from kssm_kernels.ops._registered import registered
+from kssm_kernels.ops._registered import is_absent, registered
 from kssm_kernels.ops.kuramoto import _tangent, _vmap
 from kssm_kernels.ops.kuramoto._update import (
     OPERANDS,
@@ -40,7 +40,6 @@ from kssm_kernels.ops.kuramoto._update import (
     any_requires_grad,
     batch_shape_of,
     checked,
-    is_absent,
     is_plain,
 )
 

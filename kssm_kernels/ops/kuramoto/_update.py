@@ -65,11 +65,6 @@ def is_plain(u: Update) -> bool:
     return type(u.coupling) is float and u.omega is None and u.phase_lag is None and u.noise_scale is None
 
 
-def is_absent(result: Tensor | None, batched: bool = False) -> bool:
-    """Whether a result, or its gradient, stands for none: its shape is [0], but for the axis of a vmap."""
-    return result is None or (result.dim() == 1 + batched and result.numel() == 0)
-
-
 def any_requires_grad(operands: tuple[Any, ...]) -> bool:
     for operand in operands:  # a generator in any() takes twice as long
         if operand is not None and type(operand) is not float and getattr(operand, "requires_grad", False):

@@ -14,23 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kssm_kernels.ops._registered import move_batch
-from kssm_kernels.ops.kuramoto._update import is_absent
+from kssm_kernels.ops._registered import aligned, is_absent, move_batch
 
 SOURCES, SEED = 5, 5  # theta and the operands come first in a call's arguments, the seed after them
 NOISE_SCALE = 4
-
-
-def _aligned(tensor: Tensor | None, dim: int | None, rank: int, size: int | None) -> Tensor | None:
-    """A vmapped operand as [B, 1, .., 1, *own shape], which still broadcasts; an unbatched one too if sized."""
-    if tensor is None or (dim is None and size is None):
-        return tensor
-    if dim is not None:
-        moved = tensor.movedim(dim, 0)
-    else:
-        assert size is not None
-        moved = tensor.expand(size, *tensor.shape)
-    return moved.reshape(moved.shape[0], *([1] * (rank + 1 - moved.dim())), *moved.shape[1:])
 
 
 def _logical_rank(tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]) -> int:
@@ -64,7 +51,7 @@ def forward_rule(
         results = _members(function, info.batch_size, dims, args)
         return tuple(r if w else r[0] for r, w in zip(results, wanted, strict=True)), out_dims
     rank = _logical_rank(args[:SOURCES], dims[:SOURCES])
-    operands = [_aligned(t, d, rank, None) for t, d in zip(args[:SOURCES], dims[:SOURCES], strict=True)]
+    operands = [aligned(t, d, rank, None) for t, d in zip(args[:SOURCES], dims[:SOURCES], strict=True)]
     return function(*operands, *args[SOURCES:]), out_dims
 
 
@@ -79,7 +66,7 @@ def backward_rule(
         results = _members(function, size, dims, args)
         return tuple(r if n else r[0] for r, n in zip(results, needed, strict=True)), out_dims
     rank = _logical_rank(sources, dims[:SOURCES])
-    operands = [_aligned(t, d, rank, size) for t, d in zip(sources, dims[:SOURCES], strict=True)]
+    operands = [aligned(t, d, rank, size) for t, d in zip(sources, dims[:SOURCES], strict=True)]
     pairs = zip(args[9:13], dims[9:13], strict=True)
     saved = [None if is_absent(t, d is not None) else move_batch(t, d, size) for t, d in pairs]
     results = function(*operands, *args[SOURCES:9], *saved, needed)

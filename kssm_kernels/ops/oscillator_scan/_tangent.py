@@ -1,0 +1,136 @@
+"""Forward mode of the scan, in torch operators that autograd and vmap know, none of them in place.
+
+The tangent of a step, with d for a tangent and the names of __init__.py:
+
+    dlam = lam (dlog|lam| + i dphi),   ds = dlam z + lam dz,   dF = K exp(-i alpha) (dZ + Z (dk K'/K - i dalpha))
+    stuart_landau   dz <- ds + dd + dF,   du = r (dz - u Re(conj(u) dz))
+    moebius         dw = r (dG - w Re(conj(w) dG)),   dz <- (ds + dw - z (conj(dw) s + conj(w) ds)) / c
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kssm_kernels.ops.oscillator_scan import _step
+from kssm_kernels.ops.oscillator_scan._scan import LEAK, OPERANDS, Scan
+from kssm_kernels.ops.oscillator_scan._step import Pair
+from kssm_kernels.ops.oscillator_scan._torch import Call
+
+
+def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tangents of (Z, last state, kept states), (re, im) each, for the registered op's arguments and theirs."""
+    s = Scan(*arguments)
+    call = Call(s)
+    moving = _Moving(s, call, given[:OPERANDS])
+    z, dz = call.start, moving.initial()
+    orders: list[Pair] = []
+    kept: list[Pair] = []
+    for t in range(s.steps):
+        segment = call.segment(t, t + 1)
+        gates, strength, reset = segment.at(0)
+        before = call.before(reset, z)
+        if reset is not None:
+            fresh = moving.initial()
+            dz = torch.where(reset, fresh[0], dz[0]), torch.where(reset, fresh[1], dz[1])
+        z, dz = moving.step(t, segment, gates, strength, before, dz)
+        if s.every and (t + 1) % s.every == 0:
+            kept.append(dz)
+        orders.append(_order_tangent(s, z, dz))
+
+    def joined(parts: list[Pair], like: tuple[Tensor, ...]) -> list[Tensor]:
+        if not parts:
+            return [torch.zeros_like(x) for x in like]
+        return [torch.stack([x[i] for x in parts], -3).reshape(like[i].shape) for i in range(2)]
+
+    order = joined(orders if s.harmonics else [], outputs[:2])
+    last = [x.reshape(outputs[2].shape) for x in dz]
+    return *order, *last, *joined(kept, outputs[4:])
+
+
+class _Moving:
+    """The operands' tangents in the compute dtype; one that there is none of is zero."""
+
+    def __init__(self, s: Scan, call: Call, given: tuple[Any, ...]) -> None:
+        self.s, self.call, self.given = s, call, given
+        self.zero = torch.zeros((), dtype=call.dtype, device=s.p.device)
+
+    def initial(self) -> Pair:
+        shape = (*self.s.batch_shape, self.s.p.shape[-1])
+
+        def part(g: Tensor | None) -> Tensor:
+            g = self.zero if g is None else g.to(self.call.dtype)
+            return self.call.by_heads(g.expand(shape))
+
+        return part(self.given[7]), part(self.given[8])
+
+    def _at(self, i: int, t: int) -> Tensor:
+        """Of a sequence's step: oscillators [..., G, N] or heads [..., G, 1]."""
+        g = self.given[i]
+        if g is None:
+            return self.zero
+        g = g.select(-2, t).to(self.call.dtype)
+        return g.unsqueeze(-1) if i > 3 else self.call.by_heads(g)
+
+    def step(self, t: int, segment: Any, gates: Any, strength: Any, before: Pair, dz: Pair) -> tuple[Pair, Pair]:
+        """State and tangent after step t."""
+        s, call = self.s, self.call
+        dp, dq, d_gate, d_phase, dk, d_forget = (self._at(i, t) for i in range(6))
+        dd = gates.shut * d_gate  # of log g
+        d_force = gates.open * dp + gates.d[0] * dd, gates.open * dq + gates.d[1] * dd
+        if s.kind == "moebius":
+            d_size = -gates.open * d_gate
+        else:
+            d_size = -LEAK * gates.open * gates.open * gates.shut / gates.decay * d_gate
+        heads = segment.heads
+        if heads.forget is not None:
+            d_size = d_size - heads.forget.select(-3, 0) * d_forget
+        if s.tied_leak:
+            d_size = d_size - strength * dk
+        turned = _step.times(gates.lam, before)
+        ds = _step.times(gates.lam, dz)
+        ds = ds[0] + turned[0] * d_size - turned[1] * d_phase, ds[1] + turned[1] * d_size + turned[0] * d_phase
+        if strength is not None:
+            d_force = _step.plus(d_force, self._field(strength, heads.slope.select(-3, 0), dk, before, dz))
+        forces = call.forces(gates, strength, before)
+        after = _step.step(s, gates, forces, before)
+        if s.kind == "stuart_landau":
+            return after, _step.plus(ds, d_force)
+        m = _step.moebius_parts(turned, forces)
+        dw = m.w.adjoint(d_force)  # the map is symmetric
+        dc = _step.plus(_step.times_conjugate(turned, dw), _step.times_conjugate(ds, m.w.u))
+        dn = _step.plus(_step.plus(ds, dw), _step.scaled(_step.times(after, dc), -torch.ones_like(m.size)))
+        x = _step.times_conjugate(dn, m.c)
+        return after, (x[0] / m.size, x[1] / m.size)
+
+    def _field(self, strength: Tensor, slope: Tensor, dk: Tensor, before: Pair, dz: Pair) -> Pair:
+        s, lag = self.s, self.call.lag
+        v, dv = _seen_tangent(s, before, dz)
+        turned, force = _step.field(strength, lag, v)
+        moved = _step.field(strength, lag, dv)[1]
+        moved = _step.plus(moved, _step.scaled(turned, slope * dk))
+        if self.given[6] is None:
+            return moved
+        d_lag = self.given[6].to(self.call.dtype).expand(*s.batch_shape, s.heads).unsqueeze(-1)
+        return moved[0] + force[1] * d_lag, moved[1] - force[0] * d_lag
+
+
+def _seen_tangent(s: Scan, z: Pair, dz: Pair) -> tuple[Pair, Pair]:
+    if s.kind == "moebius":
+        return z, dz
+    squashed = _step.squash(z)
+    return squashed.u, squashed.adjoint(dz)  # the map is symmetric
+
+
+def _order_tangent(s: Scan, z: Pair, dz: Pair) -> Pair:
+    """dZ_n = (1/N) sum_j n v^(n-1) dv, [..., G, H]."""
+    v, dv = _seen_tangent(s, z, dz)
+    power, found = dv, []
+    for n in range(1, s.harmonics + 1):
+        found.append((n * power[0].mean(-1), n * power[1].mean(-1)))
+        power = _step.times(power, v)
+    if not found:
+        return z
+    return torch.stack([x[0] for x in found], -1), torch.stack([x[1] for x in found], -1)
