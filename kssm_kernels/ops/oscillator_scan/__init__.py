@@ -324,8 +324,8 @@ def oscillator_step(
 
     names = ("p", p), ("q", q), ("gate", gate), ("phase", phase), ("coupling", coupling), ("forget", forget)
     inputs: Any = [timed(n, v) for n, v in names]
-    before: Any = state_pair(STEP, "state", state)
+    re, im = state_pair(STEP, "state", state)
     count = heads_of(STEP, coupling, forget, heads)
-    s = Scan(*inputs, lag_tensor(STEP, p, phase_lag), *before, None, kind, count, harmonics, tied_leak, 1, True)
-    re, im, last_re, last_im, *_ = _run(STEP, s, False)
-    return re.squeeze(-3), im.squeeze(-3), (last_re, last_im)
+    s = Scan(*inputs, lag_tensor(STEP, p, phase_lag), re, im, None, kind, count, harmonics, tied_leak, 1, True)
+    order_re, order_im, last_re, last_im, *_ = _run(STEP, s, False)
+    return order_re.squeeze(-3), order_im.squeeze(-3), (last_re, last_im)
