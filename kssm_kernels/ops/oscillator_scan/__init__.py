@@ -322,10 +322,11 @@ def oscillator_step(
             raise ValueError(f"{STEP}: {name} must have shape [..., D] or [..., G], got ()")
         return value.unsqueeze(-2) if isinstance(value, Tensor) else value
 
-    names = ("p", p), ("q", q), ("gate", gate), ("phase", phase), ("coupling", coupling), ("forget", forget)
-    inputs: Any = [timed(n, v) for n, v in names]
     re, im = state_pair(STEP, "state", state)
-    count = heads_of(STEP, coupling, forget, heads)
-    s = Scan(*inputs, lag_tensor(STEP, p, phase_lag), re, im, None, kind, count, harmonics, tied_leak, 1, True)
+    count, lag = heads_of(STEP, coupling, forget, heads), lag_tensor(STEP, p, phase_lag)
+    of_heads = timed("coupling", coupling), timed("forget", forget)
+    write = timed("p", p), timed("q", q)
+    gates = timed("gate", gate), timed("phase", phase)
+    s = Scan(*write, *gates, *of_heads, lag, re, im, None, kind, count, harmonics, tied_leak, 1, True)
     order_re, order_im, last_re, last_im, *_ = _run(STEP, s, False)
     return order_re.squeeze(-3), order_im.squeeze(-3), (last_re, last_im)
