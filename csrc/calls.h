@@ -104,6 +104,38 @@ struct BistableCouplingBackward {
   int64_t g_k, g_u, g_delta, g_params;
 };
 
+// ---- oscillator_scan ----
+
+// Element (row, t, column) lies at data + row * row_stride + t * time_stride + column.
+struct ScanSequence {
+  int64_t data, row_stride, time_stride, code;
+};
+// What does not change with time, in the compute dtype, with its row stride.
+struct ScanStart {
+  int64_t phase_lag, lag_stride;              // [rows, heads]
+  int64_t initial_re, initial_im, re_stride, im_stride;  // [rows, heads * oscillators]
+};
+struct OscillatorScan {
+  int64_t rows, steps, heads, oscillators, code;  // code: of the arithmetic
+  int64_t moebius, tied_leak, harmonics;
+  ScanSequence p, q, gate, phase, coupling, forget;
+  ScanStart start;
+  int64_t reset;                         // bytes [rows, steps]
+  int64_t every, states_re, states_im;  // [rows, steps / every, heads * oscillators]: after steps every, 2 every, ..
+};
+struct OscillatorScanForward {
+  OscillatorScan scan;
+  int64_t order_re, order_im, order_code, last_re, last_im;
+};
+// Gradients of sequences are contiguous, in the dtypes of those they belong to. Those of the start are [rows, ..] in the
+// compute dtype, or the sum over the rows.
+struct OscillatorScanBackward {
+  OscillatorScan scan;
+  int64_t g_order_re, g_order_im, order_code, g_last_re, g_last_im, g_states_re, g_states_im;
+  int64_t g_p, g_q, g_gate, g_phase, g_coupling, g_forget;
+  int64_t g_lag, g_initial_re, g_initial_im, lag_summed, re_summed, im_summed;
+};
+
 // ---- sign_split ----
 
 struct SignSplitOptions {
@@ -146,6 +178,8 @@ struct Upload {
   X(kuramoto_backward, KuramotoBackward)                    \
   X(bistable_coupling_forward, BistableCouplingForward)     \
   X(bistable_coupling_backward, BistableCouplingBackward)   \
+  X(oscillator_scan_forward, OscillatorScanForward)         \
+  X(oscillator_scan_backward, OscillatorScanBackward)       \
   X(sign_split, SignSplit)
 
 // X(name, Call): int name(const Call&, void* stream) on the current device, 0 or a code that kssm_cuda_error explains
