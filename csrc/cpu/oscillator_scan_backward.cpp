@@ -15,8 +15,8 @@ template <class T, bool MOEBIUS> class Adjoint {
 
   static int64_t room(const OscillatorScan& scan, const Block<T>& b) {
     const int64_t rows = segment_steps(scan) + 1;
-    return Run<T, MOEBIUS>::room(b) + (2 * rows + 5 * (kChunk + 1) + 4 * kChunk + 24 + 2 * scan.harmonics) * b.lanes +
-           (2 * scan.harmonics + 2) * (b.heads + W) + (24 + 2 * scan.harmonics) * W + 2 * kChunk * (b.heads + W);
+    return Run<T, MOEBIUS>::room(b) + (2 * rows + 5 * (kChunk + 1) + 2 * kChunk + 20) * b.lanes +
+           3 * scan.harmonics * (b.heads + W) + 2 * kChunk * (b.heads + W) + 24 * W;
   }
 
   Adjoint(const OscillatorScanBackward& call, const Block<T>& block, Arena<T>& arena)
@@ -33,8 +33,8 @@ template <class T, bool MOEBIUS> class Adjoint {
     for (T*& out : outputs_) out = arena.take(L);
     rho_ = arena.take(kChunk * L);
     g_strength_ = arena.take(kChunk * L);
-    order_lanes_ = arena.take(2 * scan_.harmonics * L + W);
-    for (T*& part : order_) part = arena.take(scan_.harmonics * b_.heads);
+    for (T*& part : order_) part = arena.take(scan_.harmonics * (b_.heads + W));
+    order_row_ = arena.take(scan_.harmonics * b_.heads);
     head_row_ = arena.take(kChunk * b_.heads);
     head_rho_ = arena.take(kChunk * b_.heads);
   }
@@ -139,9 +139,9 @@ template <class T, bool MOEBIUS> class Adjoint {
       if (run_.coupled()) force = force + run_.strength(i, o) * run_.turned(mean, o);
       Complex<V> seen_g = carry_seen_.at(o), g = carry_.at(o);
       if (read) {
-        const T *const re = order_lanes_ + o, *const im = re + scan_.harmonics * b_.lanes;
+        const int64_t stride = b_.heads + W;
         seen_g = seen_g + readout_adjoint(shown.at(o), scan_.harmonics, [&](int64_t n) {
-          return Complex<V>{load_lanes(re + (n - 1) * b_.lanes), load_lanes(im + (n - 1) * b_.lanes)};
+          return Complex<V>{b_.spread(order_[0] + (n - 1) * stride, o), b_.spread(order_[1] + (n - 1) * stride, o)};
         });
       }
       if (given) g = g + given_.at(o);
@@ -164,7 +164,7 @@ template <class T, bool MOEBIUS> class Adjoint {
 
   KSSM_FN static V load_lanes(const T* p) { return kssm::KSSM_ISA::load(p); }
 
-  // Gradients of the order parameters of step t in lanes, divided by N; false if there are none.
+  // Gradients of the order parameters of step t, divided by N: [H, heads + W]; false if there are none.
   bool load_order(int64_t t) {
     if (!scan_.harmonics || !(call_.g_order_re || call_.g_order_im)) return false;
     const int64_t place = ((b_.row * scan_.steps + t) * scan_.heads + b_.first) * scan_.harmonics;
@@ -172,12 +172,10 @@ template <class T, bool MOEBIUS> class Adjoint {
     const T share = T(1) / static_cast<T>(scan_.oscillators);
     for (int k = 0; k < 2; ++k) {
       if (!sources[k]) continue;  // zeros
-      load_row(call_.order_code, element(pointer(sources[k]), call_.order_code, place), 1, count, order_[k]);
-      for (int64_t m = 0; m < count; ++m) order_[k][m] *= share;
-    }
-    for (int64_t n = 0; n < 2 * scan_.harmonics; ++n) {
-      const T* const values = order_[n / scan_.harmonics] + n % scan_.harmonics;
-      b_.expand(values, scan_.harmonics, order_lanes_ + n * b_.lanes);
+      const void* const source = element(pointer(sources[k]), call_.order_code, place);
+      const T* const row = contiguous_row(call_.order_code, source, count, order_row_);
+      for (int64_t h = 0; h < b_.heads; ++h)
+        for (int64_t n = 0; n < scan_.harmonics; ++n) order_[k][n * (b_.heads + W) + h] = share * row[h * scan_.harmonics + n];
     }
     return true;
   }
@@ -265,7 +263,7 @@ template <class T, bool MOEBIUS> class Adjoint {
   Run<T, MOEBIUS> run_;
   const int64_t width_, column_;
   Parts<T> states_, v_, mean_, carry_, carry_seen_, initial_, force_, given_, run_mean_;
-  T *factor_, *lag_, *outputs_[4], *rho_, *g_strength_, *order_lanes_, *order_[2], *head_row_, *head_rho_;
+  T *factor_, *lag_, *outputs_[4], *rho_, *g_strength_, *order_[2], *order_row_, *head_row_, *head_rho_;
 };
 
 // [rows, width] summed over the rows, always in their order.

@@ -9,6 +9,7 @@
 
 #include "memory.h"
 #include "parallel.h"
+#include "transpose.h"
 
 KSSM_NAMESPACE_BEGIN
 
@@ -81,10 +82,15 @@ template <class T> class Block {
     return whole_ && code == code_of<T>() ? static_cast<T*>(target) : nullptr;
   }
 
-  // A head's value in all of its lanes; writes W lanes more than there are. Stores go upwards, each over the last one's end.
-  void expand(const T* values, int64_t stride, T* out) const {
-    for (int64_t h = 0; h < heads; ++h)
-      for (int64_t k = 0; k < grid.group; k += W) store(out + h * grid.group + k, splat<Vec<T>>(values[h * stride]));
+  // The vector at lane `o` of heads' values, each in all lanes of its head; reads up to W values behind the last.
+  KSSM_FN Vec<T> spread(const T* values, int64_t o) const {
+    if (grid.joint()) return splat<Vec<T>>(values[0]);
+    Vec<T> x = load(values + o / grid.group);
+    for (int64_t g = 1; g < grid.group; g *= 2) x = interleaved<false>(x, x);
+    return x;
+  }
+  void expand(const T* values, T* out) const {
+    for (int64_t o = 0; o < lanes; o += W) store(out + o, spread(values, o));
   }
   // Zero in lanes without an oscillator.
   void only_live(T* out) const {

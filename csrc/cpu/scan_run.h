@@ -43,7 +43,7 @@ template <class T, bool MOEBIUS> class Run {
   Run(const OscillatorScan& scan, const Block<T>& block, Arena<T>& arena)
       : scan_(scan), b_(block), coupled_(scan.coupling.data != 0), keeps_(scan.forget.data || scan.tied_leak) {
     for (T*& copy : inputs_) copy = arena.take(b_.lanes);
-    for (T** rows : {&heads_.strength, &heads_.slope, &heads_.forget}) *rows = arena.take(kChunk * b_.heads);
+    for (T** rows : {&heads_.strength, &heads_.slope, &heads_.forget}) *rows = arena.take(kChunk * b_.heads + W);
     heads_.keep_lanes = arena.take(kChunk * b_.lanes + W);
     heads_.strength_lanes = arena.take(kChunk * b_.lanes + W);
     for (Parts<T>* p : {&given_, &start_, &seen_start_, &start_mean_, &lag_})
@@ -154,7 +154,7 @@ template <class T, bool MOEBIUS> class Run {
     for (int64_t i = 0; i < count; ++i) load_row(x.code, at(x, b_.row, t0 + i, b_.first), 1, b_.heads, out + i * b_.heads);
   }
   void expand(const T* values, int64_t count, T* lanes) const {
-    for (int64_t i = 0; i < count; ++i) b_.expand(values + i * b_.heads, 1, lanes + i * b_.lanes);
+    for (int64_t i = 0; i < count; ++i) b_.expand(values + i * b_.heads, lanes + i * b_.lanes);
   }
 
   void load_start() {
@@ -167,7 +167,9 @@ template <class T, bool MOEBIUS> class Run {
       see_start();
     }
     if (has_lag()) {
-      b_.expand(static_cast<const T*>(pointer(s.phase_lag)) + b_.row * s.lag_stride + b_.first, 1, lag_.re);
+      const T* const given = static_cast<const T*>(pointer(s.phase_lag)) + b_.row * s.lag_stride + b_.first;
+      for (int64_t h = 0; h < b_.heads; ++h) heads_.strength[h] = given[h];
+      b_.expand(heads_.strength, lag_.re);
       for (int64_t o = 0; o < b_.lanes; o += W) {
         const V alpha[1] = {load(lag_.re + o)};
         V sin[1], cos[1];

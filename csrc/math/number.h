@@ -75,6 +75,9 @@ KSSM_FN float fma(float a, float b, float c) { return a * b + c; }
 KSSM_FN double fma(double a, double b, double c) { return a * b + c; }
 #endif
 
+// Whether a comparison holds in any lane.
+KSSM_FN bool any(bool x) { return x; }
+
 KSSM_FN float square_root(float x) { return __builtin_sqrtf(x); }
 KSSM_FN double square_root(double x) { return __builtin_sqrt(x); }
 

@@ -53,13 +53,16 @@ template <class V> struct Squashed {
   }
 };
 
-// By the larger part, whose square may overflow. Its inverse stays a normal number.
 template <class V> KSSM_FN Squashed<V> squash(Complex<V> z) {
-  const V most = larger(larger(absolute(z.re), absolute(z.im)), splat<V>(Scalar<V>(1)));
-  const V limit = number<V>(0x1p126), size = most > limit ? limit : most;
-  const V one = splat<V>(Scalar<V>(1)) / size, a = z.re * one, b = z.im * one;
-  const V r = splat<V>(Scalar<V>(1)) / square_root(fma(one, one, fma(a, a, b * b)));
-  return {{a * r, b * r}, one * r};
+  const V one = splat<V>(Scalar<V>(1)), most = larger(absolute(z.re), absolute(z.im));
+  V r = one / square_root(fma(z.re, z.re, fma(z.im, z.im, one)));
+  const auto large = most > number<V>(0x1p60);  // whose square may overflow
+  if (__builtin_expect(any(large), 0)) {
+    const V limit = number<V>(0x1p126), scale = one / (most > limit ? limit : most);  // a normal number
+    const V a = z.re * scale, b = z.im * scale;
+    r = large ? scale / square_root(fma(a, a, b * b)) : r;
+  }
+  return {{z.re * r, z.im * r}, r};
 }
 
 // v, what the field and the readout see of a state
@@ -93,9 +96,13 @@ template <class V> KSSM_FN Moebius<V> moebius_parts(Complex<V> s, Complex<V> for
 
 // Scaled back to radius 1 where |z|^2 is above `limit`.
 template <class V> KSSM_FN Complex<V> inside_disc(Complex<V> z, V limit) {
-  const V square = real_of(z, z), back = splat<V>(Scalar<V>(1)) / square_root(square);
+  const V square = real_of(z, z);
   const auto outside = square > limit;
-  return {outside ? z.re * back : z.re, outside ? z.im * back : z.im};
+  if (__builtin_expect(any(outside), 0)) {
+    const V back = splat<V>(Scalar<V>(1)) / square_root(square);
+    z = {outside ? z.re * back : z.re, outside ? z.im * back : z.im};
+  }
+  return z;
 }
 
 // The state after a step; s = lam z(t-1), force = d + field
