@@ -16,7 +16,7 @@ template <class T, bool MOEBIUS> class Adjoint {
   static int64_t room(const OscillatorScan& scan, const Block<T>& b) {
     const int64_t rows = segment_steps(scan) + 1;
     return Run<T, MOEBIUS>::room(b) + (2 * rows + 5 * (kChunk + 1) + 2 * kChunk + 20) * b.lanes +
-           3 * scan.harmonics * (b.heads + W) + 2 * kChunk * (b.heads + W) + 24 * W;
+           2 * kChunk * scan.harmonics * b.heads + scan.harmonics * b.heads + 2 * kChunk * (b.heads + W) + 24 * W;
   }
 
   Adjoint(const OscillatorScanBackward& call, const Block<T>& block, Arena<T>& arena)
@@ -33,7 +33,7 @@ template <class T, bool MOEBIUS> class Adjoint {
     for (T*& out : outputs_) out = arena.take(L);
     rho_ = arena.take(kChunk * L);
     g_strength_ = arena.take(kChunk * L);
-    for (T*& part : order_) part = arena.take(scan_.harmonics * (b_.heads + W));
+    for (T*& part : order_) part = arena.take(kChunk * scan_.harmonics * b_.heads + W);
     order_row_ = arena.take(scan_.harmonics * b_.heads);
     head_row_ = arena.take(kChunk * b_.heads);
     head_rho_ = arena.take(kChunk * b_.heads);
@@ -116,6 +116,7 @@ template <class T, bool MOEBIUS> class Adjoint {
       }
       if (run_.coupled() && i < count) run_.means(seen_row(states, i), mean_.row(i, b_.lanes));
     }
+    if (reads()) load_orders(t0, count);
     for (int64_t i = count - 1; i >= 0; --i) one_step(t0 + i, i, states);
     store_heads(t0, count);
   }
@@ -126,7 +127,7 @@ template <class T, bool MOEBIUS> class Adjoint {
     const bool reset = run_.is_reset(t);
     const Parts<T> before = reset ? run_.start() : states.row(i, b_.lanes), after = states.row(i + 1, b_.lanes);
     const Parts<T> mean = reset ? run_.start_mean() : mean_.row(i, b_.lanes), shown = seen_row(states, i + 1);
-    const bool read = load_order(t);
+    const bool read = reads();
     const bool given = scan_.every == 1 && (call_.g_states_re || call_.g_states_im);
     if (given) load(call_.g_states_re, call_.g_states_im, (b_.row * scan_.steps + t) * width_ + column_, given_);
     const auto in = run_.inputs(t);
@@ -139,9 +140,10 @@ template <class T, bool MOEBIUS> class Adjoint {
       if (run_.coupled()) force = force + run_.strength(i, o) * run_.turned(mean, o);
       Complex<V> seen_g = carry_seen_.at(o), g = carry_.at(o);
       if (read) {
-        const int64_t stride = b_.heads + W;
+        const int64_t stride = b_.heads, first = i * scan_.harmonics * stride;
+        const T *const re = order_[0] + first, *const im = order_[1] + first;
         seen_g = seen_g + readout_adjoint(shown.at(o), scan_.harmonics, [&](int64_t n) {
-          return Complex<V>{b_.spread(order_[0] + (n - 1) * stride, o), b_.spread(order_[1] + (n - 1) * stride, o)};
+          return Complex<V>{b_.spread(re + (n - 1) * stride, o), b_.spread(im + (n - 1) * stride, o)};
         });
       }
       if (given) g = g + given_.at(o);
@@ -164,20 +166,24 @@ template <class T, bool MOEBIUS> class Adjoint {
 
   KSSM_FN static V load_lanes(const T* p) { return kssm::KSSM_ISA::load(p); }
 
-  // Gradients of the order parameters of step t, divided by N: [H, heads + W]; false if there are none.
-  bool load_order(int64_t t) {
-    if (!scan_.harmonics || !(call_.g_order_re || call_.g_order_im)) return false;
-    const int64_t place = ((b_.row * scan_.steps + t) * scan_.heads + b_.first) * scan_.harmonics;
-    const int64_t sources[2] = {call_.g_order_re, call_.g_order_im}, count = b_.heads * scan_.harmonics;
+  bool reads() const { return scan_.harmonics && (call_.g_order_re || call_.g_order_im); }
+
+  // Gradients of a chunk's order parameters, divided by N: [steps, H, heads]. A chunk ahead: the processor cannot hand
+  // single numbers that were just stored on to the load of a vector, and waits.
+  void load_orders(int64_t t0, int64_t count) {
+    const int64_t sources[2] = {call_.g_order_re, call_.g_order_im}, size = b_.heads * scan_.harmonics;
     const T share = T(1) / static_cast<T>(scan_.oscillators);
     for (int k = 0; k < 2; ++k) {
       if (!sources[k]) continue;  // zeros
-      const void* const source = element(pointer(sources[k]), call_.order_code, place);
-      const T* const row = contiguous_row(call_.order_code, source, count, order_row_);
-      for (int64_t h = 0; h < b_.heads; ++h)
-        for (int64_t n = 0; n < scan_.harmonics; ++n) order_[k][n * (b_.heads + W) + h] = share * row[h * scan_.harmonics + n];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t place = ((b_.row * scan_.steps + t0 + i) * scan_.heads + b_.first) * scan_.harmonics;
+        const void* const source = element(pointer(sources[k]), call_.order_code, place);
+        const T* const row = contiguous_row(call_.order_code, source, size, order_row_);
+        T* const out = order_[k] + i * size;
+        for (int64_t n = 0; n < scan_.harmonics; ++n)
+          for (int64_t h = 0; h < b_.heads; ++h) out[n * b_.heads + h] = share * row[h * scan_.harmonics + n];
+      }
     }
-    return true;
   }
 
   // Gradients of K, the lag and the states that the field was made of.
