@@ -2,12 +2,13 @@
 
 Ops: :func:`order_parameters`, :func:`kuramoto_update`, :func:`kuramoto_features`, :func:`bistable_coupling`,
 :func:`oscillator_scan`, :func:`oscillator_step`.
-Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramotoV2`.
+Modules: :class:`FusedKuramoto`, :class:`FusedKuramotoV1`, :class:`FusedKuramotoV2`,
+:class:`OscillatorBank`.
 """
 
 from kssm_kernels._version import __version__
 from kssm_kernels.backends import available_backends, build_info, explain, use_backend
-from kssm_kernels.nn import FusedKuramoto, FusedKuramotoV1, FusedKuramotoV2
+from kssm_kernels.nn import FusedKuramoto, FusedKuramotoV1, FusedKuramotoV2, OscillatorBank
 from kssm_kernels.noise import philox_normal
 from kssm_kernels.ops.bistable_coupling import bistable_coupling
 from kssm_kernels.ops.kuramoto import kuramoto_features, kuramoto_update
@@ -18,6 +19,7 @@ __all__ = [
     "FusedKuramoto",
     "FusedKuramotoV1",
     "FusedKuramotoV2",
+    "OscillatorBank",
     "__version__",
     "available_backends",
     "bistable_coupling",

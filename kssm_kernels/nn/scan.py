@@ -1,0 +1,199 @@
+"""The recurrent bank: projections, oscillator scan and readout of one layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from kssm_kernels.nn.banks import _check_last, _positive
+from kssm_kernels.ops.oscillator_scan import State, oscillator_scan
+from kssm_kernels.ops.oscillator_scan._scan import KINDS
+
+__all__ = ["OscillatorBank"]
+
+Readout = Literal["heads", "communities"]
+
+
+class OscillatorBank(nn.Module):
+    """A bank of coupled oscillators whose state runs through the sequence; its output sees order parameters alone.
+
+    Equation: with ``[p | q | gate | phase | k | f] = W x + b``, the states z of
+    :func:`kssm_kernels.oscillator_scan`, and v what its readout sees of them, ``out = W_o [Re Z | Im Z]``, where::
+
+        heads          Z_{n,h} = (1/N) sum_j v_j^n over the oscillators of head h,  n = 1 .. harmonics
+        communities    Z_{n,m} = sum_j C_mj v_j^n over all oscillators, C real, signed and learned
+
+    Args:
+        dim: width of the input. oscillators: D, all of them. heads: G, a divisor of D.
+        kind: ``"moebius"`` or ``"stuart_landau"``.
+        coupling: whether each head's oscillators feel their mean field, with a strength and a phase lag of their own.
+        forget: whether heads have a forget gate.
+        harmonics: H, 1 to 32.
+        readout: ``"heads"`` or ``"communities"``. communities: M, how many there are.
+        initial: ``"zero"``, or ``"learned"`` phases at radius 1/2, for the state before a sequence.
+        out_dim: width of the output; default: dim.
+        layers: of the model that adds such outputs up: W_o begins smaller by sqrt(2 layers).
+        save: of :func:`kssm_kernels.oscillator_scan`, with the readout of heads; communities read all states.
+
+    Input ``x [..., T, dim]``; returns ``(out [..., T, out_dim], (z_re, z_im))``, the last state ``[..., D]``, which
+    continues the sequence. W_o has no bias, so that what does not pass by an order parameter does not pass.
+
+    Raises: ValueError for a bad size, mode or input shape; what the op raises.
+
+    Source: K-SSM v4.
+
+    >>> import torch
+    >>> from kssm_kernels import OscillatorBank
+    >>> bank = OscillatorBank(dim=16, oscillators=24, heads=3)
+    >>> x = torch.randn(2, 5, 16)
+    >>> out, state = bank(x)
+    >>> out.shape, state[0].shape
+    (torch.Size([2, 5, 16]), torch.Size([2, 24]))
+    >>> first, state = bank(x[:, :4])
+    >>> last, state = bank.step(x[:, 4], state)              # as a generator goes on, token by token
+    >>> torch.allclose(last, out[:, 4], atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        oscillators: int = 256,
+        heads: int = 32,
+        *,
+        kind: str = "moebius",
+        coupling: bool = True,
+        forget: bool = True,
+        harmonics: int = 2,
+        readout: Readout = "heads",
+        communities: int = 64,
+        initial: Literal["zero", "learned"] = "zero",
+        out_dim: int | None = None,
+        layers: int = 1,
+        save: str | int = "all",
+    ) -> None:
+        super().__init__()
+        out_dim = dim if out_dim is None else out_dim
+        self.dim, self.oscillators, self.heads, self.harmonics, self.communities, self.out_dim, self.layers = _positive(
+            "OscillatorBank",
+            dim=dim,
+            oscillators=oscillators,
+            heads=heads,
+            harmonics=harmonics,
+            communities=communities,
+            out_dim=out_dim,
+            layers=layers,
+        )
+        if self.oscillators % self.heads:
+            raise ValueError(f"OscillatorBank: heads must divide oscillators = {oscillators}, got {heads}")
+        for name, value, known in (
+            ("kind", kind, KINDS),
+            ("readout", readout, ("heads", "communities")),
+            ("initial", initial, ("zero", "learned")),
+        ):
+            if value not in known:
+                raise ValueError(f"OscillatorBank: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+        self.kind, self.readout, self.save = kind, readout, save
+        self.sizes = [self.oscillators] * 4 + [self.heads] * (bool(coupling) + bool(forget))
+        self.coupling, self.forget = bool(coupling), bool(forget)
+        self.projection = nn.Linear(self.dim, sum(self.sizes))
+        self.phase_lag = nn.Parameter(torch.empty(self.heads)) if coupling else None
+        self.initial_phase = nn.Parameter(torch.empty(self.oscillators)) if initial == "learned" else None
+        groups = self.communities if readout == "communities" else self.heads
+        self.community = nn.Parameter(torch.empty(groups, self.oscillators)) if readout == "communities" else None
+        self.out = nn.Linear(2 * groups * self.harmonics, self.out_dim, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every parameter as a new bank has it (after ``to_empty`` of a bank made on the meta device, say)."""
+        one = 1 / math.sqrt(self.dim)
+        weights, biases = torch.split(self.projection.weight, self.sizes), torch.split(self.projection.bias, self.sizes)
+        for weight, scale in zip(weights, (one, one, one, 0.3 * one, 0.02, 0.02), strict=False):
+            weight.normal_(std=scale)
+        for bias in biases[:2]:
+            bias.normal_(std=0.3)
+        biases[2].uniform_(-4.0, 1.0)  # write gates from nearly shut to open: memories of many lengths
+        turn = torch.empty_like(biases[3]).uniform_(math.log(1e-3), 0.0).exp_()  # frequencies, log-uniform, both signs
+        biases[3].copy_(turn * (torch.rand_like(turn) < 0.5).to(turn).mul_(2).sub_(1))
+        for bias in biases[4:]:
+            bias.fill_(-2.0)  # weak coupling, slow forgetting
+        if self.phase_lag is not None:
+            self.phase_lag.zero_()
+        if self.initial_phase is not None:
+            self.initial_phase.uniform_(-math.pi, math.pi)
+        depth = math.sqrt(2 * self.layers)
+        if self.community is not None:
+            self.community.normal_(std=1 / math.sqrt(self.oscillators))
+            scale = 1.4 / math.sqrt(2 * self.communities * self.harmonics)
+        else:
+            scale = 0.7 * math.sqrt(self.oscillators / self.heads) / math.sqrt(2 * self.harmonics * self.heads)
+        self.out.weight.normal_(std=scale / depth)
+
+    def initial_state(self) -> State | None:
+        """(re, im) before a sequence, ``[D]`` each; None: zero."""
+        if self.initial_phase is None:
+            return None
+        return 0.5 * torch.cos(self.initial_phase), 0.5 * torch.sin(self.initial_phase)
+
+    def order_parameters(
+        self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, State]:
+        """What the output is made of: ``(Z_re, Z_im)``, ``[..., T, groups, H]``, and the last state."""
+        _check_last("OscillatorBank", x, self.dim)
+        p, q, gate, phase, *logits = torch.split(self.projection(x), self.sizes, -1)
+        coupling = logits[0] if self.coupling else None
+        forget = logits[-1] if self.forget else None
+        whole = self.community is not None
+        z_re, z_im, last, *states = oscillator_scan(
+            *(p, q, gate, phase, coupling, forget),
+            kind=self.kind,
+            heads=self.heads,
+            harmonics=0 if whole else self.harmonics,
+            phase_lag=self.phase_lag,
+            initial_state=self.initial_state() if state is None else state,
+            reset=reset,
+            cu_seqlens=cu_seqlens,
+            return_states=whole,
+            save=self.save,
+        )
+        if whole:
+            z_re, z_im = self._communities(states[0][0], states[0][1], z_re.dtype)
+        return z_re, z_im, last
+
+    def _communities(self, re: Tensor, im: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """``sum_j C_mj v_j^n``, [..., T, M, H]."""
+        if self.kind == "stuart_landau":
+            size = torch.maximum(re.abs(), im.abs()).clamp(min=1).detach()  # whose square may overflow
+            a, b = re / size, im / size
+            root = torch.sqrt(1 / (size * size) + a * a + b * b)
+            re, im = a / root, b / root
+        assert self.community is not None
+        power_re, power_im, found = re, im, []
+        for n in range(self.harmonics):
+            if n:
+                power_re, power_im = power_re * re - power_im * im, power_re * im + power_im * re
+            both = torch.stack((power_re, power_im), -2).to(dtype)
+            found.append(nn.functional.linear(both, self.community.to(dtype)))
+        z = torch.stack(found, -1)
+        return z.select(-3, 0), z.select(-3, 1)
+
+    def forward(
+        self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        z_re, z_im, last = self.order_parameters(x, state, reset=reset, cu_seqlens=cu_seqlens)
+        return self.out(torch.cat((z_re.flatten(-2), z_im.flatten(-2)), -1)), last
+
+    def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """One token, ``x [..., dim]``: ``(out [..., out_dim], state)`` at a cost that knows no past."""
+        _check_last("OscillatorBank", x, self.dim)
+        out, last = self(x.unsqueeze(-2), state)
+        return out.squeeze(-2), last
+
+    def extra_repr(self) -> str:
+        sizes = f"dim={self.dim}, oscillators={self.oscillators}, heads={self.heads}, harmonics={self.harmonics}"
+        options = f"kind={self.kind!r}, coupling={self.coupling}, forget={self.forget}, readout={self.readout!r}"
+        return f"{sizes}, {options}" + (f", communities={self.communities}" if self.community is not None else "")
