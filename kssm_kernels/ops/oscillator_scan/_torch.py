@@ -199,7 +199,7 @@ class _Adjoint:
         if end is not None and s.steps:
             self.carry = end
         elif end is not None:
-            self.initial = end
+            self.initial = _step.plus(self.initial, end)  # not the gradient that was handed in itself
         parts: list[list[Tensor | None]] = []
         for first, last in reversed(self.call.segments()):
             order = call.compute_pair(_some(g_order, -3, first, last), by_heads=False) if s.harmonics else None
