@@ -227,6 +227,16 @@ def test_returned_states_are_those_of_the_shorter_sequences(kind: str, backend: 
 
 
 @kinds
+@pytest.mark.parametrize("which", COUPLED)
+def test_results_that_need_not_be_exact_are_close(which: str, kind: str, backend: str) -> None:
+    args = drawn((2,), 130, 2, 3, initial=(2,), **({**COUPLED[which], "phase_lag": None}))
+    options = {"kind": kind, "heads": 2, "reset": reset_at(130, 0, 63, 64, 100)}
+    got, want = both(args, exact=False, **options), both(args, **options)
+    for k, v in want.items():
+        torch.testing.assert_close(got[k], v, rtol=1e-10, atol=1e-11, msg=lambda m, k=k: f"{k}: {m}")
+
+
+@kinds
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_same_bits_for_any_number_of_threads(dtype: torch.dtype, kind: str, backend: str) -> None:
     args = drawn((5,), 20, 7, 9, phase_lag=(7,), initial=(), dtype=dtype)
