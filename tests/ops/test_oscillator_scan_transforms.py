@@ -75,6 +75,16 @@ def test_a_tangent_of_one_argument_alone(name: str, backend: str) -> None:
         close(got, want)
 
 
+def test_a_tangent_does_not_depend_on_what_is_kept(backend: str) -> None:
+    p, *rest = drawn((2,), 5, 2, 2).values()
+    along = torch.randn_like(p)
+    results = [
+        torch.func.jvp(lambda x, n=n: oscillator_scan(x, *rest, save=n)[0], (p,), (along,))[1] for n in ("all", 2, 7)
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 @every
 def test_jacobians(name: str, backend: str) -> None:
     ours, equation, args = functions(name)
