@@ -54,9 +54,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what a backend does not serve (devices.serves); a request for it raises, as test_errors.py shows."""
-    parameters = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    left_out = [not devices.serves(p.get("backend", ""), p.get("dtype")) for p in parameters]
+    """Leaves out what a backend does not serve (devices.serves); a request for it raises, as test_errors.py shows.
+
+    A module whose tests are all of one op names it, ``OP = "..."``.
+    """
+
+    def is_served(item: pytest.Item) -> bool:
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        op = getattr(getattr(item, "module", None), "OP", None)
+        return "backend" not in given or devices.serves(given["backend"], given.get("dtype"), op)
+
+    left_out = [not is_served(item) for item in items]
     config.hook.pytest_deselected(items=[item for item, out in zip(items, left_out, strict=True) if out])
     items[:] = [item for item, out in zip(items, left_out, strict=True) if not out]
 

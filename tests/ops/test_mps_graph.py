@@ -22,6 +22,8 @@ from kssm_kernels import (
     kuramoto_features,
     kuramoto_update,
     order_parameters,
+    oscillator_scan,
+    oscillator_step,
     philox_normal,
 )
 from kssm_kernels.ops import _entry
@@ -98,6 +100,48 @@ def test_a_trajectory_too_long_to_keep(trace: Trace) -> None:
 def test_bistable_coupling(trace: Trace, clamp: tuple[float, float] | None, dtype: torch.dtype) -> None:
     params = leaf(dtype, 4, 10)
     check(trace, bistable_coupling(params, clamp), [params])
+
+
+SCANS: dict[str, dict[str, Any]] = {
+    "all": {"forget": (2, 5, 3), "phase_lag": (2, 3), "initial_state": ((6,), (2, 6)), "reset": True, "save": 2},
+    "a number, states": {"phase_lag": 0.5, "initial_state": ((2, 6), (6,)), "return_states": True, "harmonics": 2},
+    "free": {"coupling": None, "heads": 3, "harmonics": 0},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [*((case, kind) for case in SCANS for kind in ("stuart_landau", "moebius")), ("all", "tied leak")],
+)
+def test_oscillator_scan(trace: Trace, case: str, kind: str, dtype: torch.dtype) -> None:
+    given: dict[str, Any] = {"coupling": (2, 5, 3), **SCANS[case]}
+    if kind == "tied leak":
+        given = {k: v for k, v in given.items() if k != "forget"} | {"tied_leak": True}
+    else:
+        given["kind"] = kind
+    leaves = [leaf(dtype, 2, 5, 6) for _ in range(4)]
+    for name in ("coupling", "forget", "phase_lag"):
+        if isinstance(given.get(name), tuple):
+            given[name] = leaf(dtype, *given[name])
+            leaves.append(given[name])
+    if "initial_state" in given:
+        given["initial_state"] = tuple(leaf(dtype, *shape) for shape in given["initial_state"])
+        leaves += given["initial_state"]
+    if "reset" in given:
+        given["reset"] = torch.zeros(2, 5, dtype=torch.bool, device=MPS)
+    re, im, *pairs = oscillator_scan(*leaves[:4], **given)
+    used = [v for v in (re, im, *(part for pair in pairs for part in pair)) if v.numel()]
+    check(trace, tuple(used), leaves)
+
+
+def test_packed_documents_and_a_step(trace: Trace) -> None:
+    wide = [leaf(torch.float32, 1, 5, 6) for _ in range(4)]
+    marks = torch.zeros(3, dtype=torch.int32, device=MPS)
+    re, _, last = oscillator_scan(*wide, heads=2, cu_seqlens=marks)
+    now = [leaf(torch.float32, 1, 6) for _ in range(4)]
+    step = oscillator_step(*now, heads=2, state=last, kind="moebius")
+    check(trace, (re, step[0], step[2][1]), [*wide, *now])
 
 
 def test_philox_normal(trace: Trace) -> None:

@@ -43,6 +43,7 @@ class Case:
     phases: str = "uniform"
     return_phases: bool = True
     clamp: tuple[float, float] | None = (0.1, 10.0)
+    options: tuple[tuple[str, Any], ...] = ()  # what one op alone has, by name
     name: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
@@ -57,6 +58,7 @@ class Case:
         parts += [v for v in (self.layout, self.phases) if v not in ("contiguous", "uniform")]
         parts += [] if self.return_phases else ["features-only"]
         parts += ["no-clamp"] if self.clamp is None else []
+        parts += [str(v) if isinstance(v, str) else k if v is True else f"{k}{v}" for k, v in self.options]
         object.__setattr__(self, "name", "-".join(parts))
 
     @property
@@ -81,7 +83,7 @@ class Spec:
     by_equation: Callable[[Case, Args], Result]
     by_package: Callable[[Case, Args], Result]
     slack: Callable[[Case, torch.dtype, Args, Result], Slack]
-    widens: bool = False  # outputs come in the compute dtype inside
+    widens: tuple[str, ...] = ()  # outputs that come in the compute dtype inside
     beyond_framework: tuple[str, ...] = ()  # kinds of phases that torch's formula loses: held to the slack alone
 
 

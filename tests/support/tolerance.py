@@ -25,6 +25,10 @@ Slack, with e = eps of the arithmetic inside (float32 or float64) and o = eps of
     float64         truth itself rounds n theta: H |theta| e.
     bistable        8 e times the magnitudes of the terms: (|d g| + |c h|) / |den| + |u| (|a g| + |c e|) / |den| for u,
                     |b g| + |c f| for Delta; the gradient is that times the largest parameter over |den|.
+    scan            4 e (S + max|truth|), S the largest change of that result per relative displacement of all inputs,
+                    measured on the truth itself with two random displacements by 1e-6 (1 + |x|): a step's error is
+                    amplified along the sequence as a displacement of its inputs is, and its gates and its map take
+                    about four roundings. States come in the dtype inside, so that 16 bits add nothing to them.
 
 Order parameters of phases of any size are held to the slack alone: there torch's n theta is rounded by whole turns.
 """

@@ -177,8 +177,8 @@ _evaluate, _adjoint = registered(
 def _run(op: str, s: Scan, return_states: bool) -> Results:
     s = checked(op, s)
     if path_of((*operands_of(s), s.reset)) is not EAGER:
-        # whether a gradient will be asked for is not known in a transformation's inner levels
-        needed = torch.is_grad_enabled() or return_states
+        # whether a gradient will be asked for is not known in a transformation's inner levels, nor of a trace
+        needed = torch.is_grad_enabled() or return_states or torch.jit.is_tracing()
         return _evaluate(*(s if needed else keeping(s, 0)))  # type: ignore[no-any-return]  # tensors
     if torch.is_grad_enabled() and any_requires_grad(s):
         return _OscillatorScan.apply(_rest(s), return_states, *operands_of(s))  # type: ignore[no-any-return,no-untyped-call]  # no stub

@@ -170,7 +170,7 @@ def heads_of(op: str, coupling: Any, forget: Any, heads: Any) -> int:
     if heads is None:
         if not given:
             raise ValueError(f"{op}: heads must be given where neither coupling nor forget says how many there are")
-        return given[0]
+        return int(given[0]) if isinstance(given[0], Tensor) else given[0]  # torch.jit.trace has tensors for sizes
     return as_integer(op, "heads", heads, 1, 2**31 - 1)
 
 

@@ -45,6 +45,34 @@ def plus(a: Pair, b: Pair) -> Pair:
     return a[0] + b[0], a[1] + b[1]
 
 
+def summed(x: Tensor) -> Tensor:
+    """The sum over the last axis, kept as one of length 1, in pairs.
+
+    torch's own adds up in another order where other axes are longer, and a sequence in parts would get other bits.
+    """
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        pairs = x.narrow(-1, 0, half) + x.narrow(-1, half, half)
+        x = torch.cat((pairs, x.narrow(-1, n - 1, 1)), -1) if n % 2 else pairs
+    return x
+
+
+def summed_pair(z: Pair) -> Pair:
+    both = summed(torch.stack(z))
+    return both[0], both[1]
+
+
+def mean(z: Pair) -> Pair:
+    """Over the last axis, kept."""
+    total = summed_pair(z)
+    return total[0] / z[0].shape[-1], total[1] / z[0].shape[-1]
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """torch's own computes the last elements of a row in another way than the others (2.13, CPU)."""
+    return 1 / (1 + torch.exp(-x))
+
+
 class Squashed(NamedTuple):
     """u = z / sqrt(1 + |z|^2), and the factor that made it of z."""
 
@@ -76,7 +104,7 @@ class Gates(NamedTuple):
 
 def gates(kind: str, p: Tensor, q: Tensor, gate: Tensor, phase: Tensor, keep: Tensor | None) -> Gates:
     """``keep``: 1 - f, or 1 - K with a tied leak; None: 1."""
-    g, shut = torch.sigmoid(gate), torch.sigmoid(-gate)
+    g, shut = sigmoid(gate), sigmoid(-gate)
     decay = shut * (1 + g) + (1 - LEAK) * (g * g)
     size = shut if kind == "moebius" else torch.sqrt(decay)
     if keep is not None:
@@ -96,15 +124,15 @@ class Heads(NamedTuple):
 def heads(s: Scan, coupling: Tensor | None, forget: Tensor | None) -> Heads:
     strength = slope = keep = f = None
     if coupling is not None:
-        sigmoid, rest = torch.sigmoid(coupling), torch.sigmoid(-coupling)
+        share, rest = sigmoid(coupling), sigmoid(-coupling)
         if s.kind == "moebius":
-            strength, slope = coupling.clamp(min=0) + torch.log1p(torch.exp(-coupling.abs())), sigmoid
+            strength, slope = coupling.clamp(min=0) + torch.log1p(torch.exp(-coupling.abs())), share
         else:
-            strength, slope = sigmoid, sigmoid * rest
+            strength, slope = share, share * rest
         if s.tied_leak:
             keep = rest
     if forget is not None:
-        f, keep = torch.sigmoid(forget), torch.sigmoid(-forget)
+        f, keep = sigmoid(forget), sigmoid(-forget)
     return Heads(strength, slope, f, keep)
 
 
@@ -113,7 +141,7 @@ def heads(s: Scan, coupling: Tensor | None, forget: Tensor | None) -> Heads:
 
 def field(strength: Tensor, lag: Pair | None, v: Pair) -> tuple[Pair, Pair]:
     """(exp(-i alpha) Z, K exp(-i alpha) Z) of a head; ``lag``: cos and sin of alpha."""
-    z = v[0].mean(-1, keepdim=True), v[1].mean(-1, keepdim=True)
+    z = mean(v)
     turned = z if lag is None else times_conjugate(z, lag)
     return turned, scaled(turned, strength)
 
@@ -195,11 +223,11 @@ def order_parameters(v: Pair, harmonics: int) -> Pair:
     power, found = v, []
     for n in range(harmonics):
         power = times(power, v) if n else v
-        found.append((power[0].mean(-1), power[1].mean(-1)))
+        found.append(mean(power))
     if not found:
         empty = v[0].new_empty((*v[0].shape[:-1], 0))
         return empty, empty.clone()
-    return torch.stack([z[0] for z in found], -1), torch.stack([z[1] for z in found], -1)
+    return torch.cat([z[0] for z in found], -1), torch.cat([z[1] for z in found], -1)
 
 
 def order_parameters_adjoint(v: Pair, g: Pair) -> Pair:

@@ -129,8 +129,9 @@ def _order_tangent(s: Scan, z: Pair, dz: Pair) -> Pair:
     v, dv = _seen_tangent(s, z, dz)
     power, found = dv, []
     for n in range(1, s.harmonics + 1):
-        found.append((n * power[0].mean(-1), n * power[1].mean(-1)))
+        total = _step.mean(power)
+        found.append((n * total[0], n * total[1]))
         power = _step.times(power, v)
     if not found:
         return z
-    return torch.stack([x[0] for x in found], -1), torch.stack([x[1] for x in found], -1)
+    return torch.cat([x[0] for x in found], -1), torch.cat([x[1] for x in found], -1)

@@ -199,7 +199,7 @@ class _Adjoint:
         if end is not None and s.steps:
             self.carry = end
         elif end is not None:
-            self.initial = end
+            self.initial = _step.plus(self.initial, end)  # not the gradient that was handed in itself
         parts: list[list[Tensor | None]] = []
         for first, last in reversed(self.call.segments()):
             order = call.compute_pair(_some(g_order, -3, first, last), by_heads=False) if s.harmonics else None
@@ -257,7 +257,7 @@ class _Adjoint:
         s, call = self.s, self.call
         v = _step.squash(before) if s.kind == "stuart_landau" else None
         turned, force = _step.field(strength, call.lag, before if v is None else v.u)
-        g = gf[0].sum(-1, keepdim=True), gf[1].sum(-1, keepdim=True)
+        g = _step.summed_pair(gf)
         self.lag = self.lag - (force[0] * g[1] - force[1] * g[0])
         back = _step.scaled(g if call.lag is None else _step.times(g, call.lag), strength / s.oscillators)
         wide = back[0].expand_as(before[0]), back[1].expand_as(before[0])
@@ -291,8 +291,8 @@ def inputs_adjoint(
     if heads.strength is not None and heads.slope is not None and g_strength is not None:
         g_coupling = heads.slope * g_strength
         if s.tied_leak:
-            g_coupling = g_coupling - heads.strength * rho.sum(-1, keepdim=True)
+            g_coupling = g_coupling - heads.strength * _step.summed(rho)
         g_coupling = g_coupling.squeeze(-1)
     if heads.forget is not None:
-        g_forget = -(heads.forget * rho.sum(-1, keepdim=True)).squeeze(-1)
+        g_forget = -(heads.forget * _step.summed(rho)).squeeze(-1)
     return [*(g.flatten(-2) for g in wide), g_coupling, g_forget]

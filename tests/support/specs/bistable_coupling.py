@@ -64,4 +64,4 @@ def _cases() -> list[Case]:
     return [Case("bistable_coupling", s, clamp=c) for s in shapes for c in ((0.1, 10.0), None)]
 
 
-SPECS = {"bistable_coupling": Spec(_cases(), _draw, _by_equation, _by_package, _slack, widens=True)}
+SPECS = {"bistable_coupling": Spec(_cases(), _draw, _by_equation, _by_package, _slack, widens=OUTPUTS)}
