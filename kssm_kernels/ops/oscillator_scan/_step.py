@@ -155,8 +155,13 @@ class Moebius(NamedTuple):
     n: Pair
 
 
+def write(force: Pair) -> Squashed:
+    """w of a force."""
+    return squash((force[0].clamp(-LARGEST, LARGEST), force[1].clamp(-LARGEST, LARGEST)))
+
+
 def moebius_parts(s: Pair, force: Pair) -> Moebius:
-    w = squash((force[0].clamp(-LARGEST, LARGEST), force[1].clamp(-LARGEST, LARGEST)))
+    w = write(force)
     turned = times_conjugate(s, w.u)
     c = 1 + turned[0], turned[1]
     floor = torch.finfo(s[0].dtype).eps ** 2
@@ -213,6 +218,14 @@ def step_adjoint(s: Scan, gates: Gates, forces: Pair, before: Pair, after: Pair,
     gc = -gc[0], -gc[1]
     gw = times((gc[0], -gc[1]), turned)
     return plus(gn, times(gc, m.w.u)), m.w.adjoint(plus(gn, gw))
+
+
+def moebius_slope(turned: Pair, forces: Pair, after: Pair) -> Pair:
+    """gs / g of ``step_adjoint``, one number for every gradient: (1 - conj(x) w) / conj(c)."""
+    m = moebius_parts(turned, forces)
+    back = times_conjugate(m.w.u, after)
+    x = times((1 - back[0], -back[1]), m.c)
+    return x[0] / m.size, x[1] / m.size
 
 
 # ---- readout ----

@@ -1,7 +1,8 @@
 """The scan and its adjoint in pure torch: the reference, and what runs on every device without a kernel.
 
-A loop over time. What needs no state is computed for a segment of steps at once. The adjoint keeps the states that the
-scan was told to keep, and no more; it computes a segment's others anew.
+A loop over time, or a scan in parallel where ``_parallel.wins`` says so. What needs no state is computed for a segment
+of steps at once. The adjoint keeps the states that the scan was told to keep, and no more; it computes a segment's
+others anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kssm_kernels.ops.oscillator_scan import _step
+from kssm_kernels.ops.oscillator_scan import _parallel, _step
 from kssm_kernels.ops.oscillator_scan._scan import LEAK, Scan, result_shapes
 from kssm_kernels.ops.oscillator_scan._step import Gates, Heads, Pair
 
@@ -45,6 +46,7 @@ class Call:
     def __init__(self, s: Scan) -> None:
         self.s, self.dtype = s, s.compute
         self.grid = s.heads, s.oscillators
+        self.parallel = _parallel.wins(s)
         self.lag: Pair | None = None
         if s.phase_lag is not None:
             alpha = s.phase_lag.to(self.dtype).expand(*s.batch_shape, s.heads).unsqueeze(-1)
@@ -75,6 +77,8 @@ class Call:
 
     def segments(self) -> list[tuple[int, int]]:
         steps, length = self.s.steps, self.s.every if self.s.every > 1 else SEGMENT
+        if self.parallel:
+            length = _parallel.span(self.s)
         return [(first, min(first + length, steps)) for first in range(0, steps, length)]
 
     def segment(self, first: int, last: int) -> Segment:
@@ -102,15 +106,17 @@ class Call:
             return gates.d
         return _step.plus(gates.d, _step.field(strength, self.lag, _step.seen(self.s, before))[1])
 
-    def run(self, segment: Segment, z: Pair) -> list[Pair]:
-        """The states after each step of a segment."""
+    def states(self, segment: Segment, z: Pair) -> Pair:
+        """The states after each step of a segment, [..., L, G, N], from the one before it."""
+        if self.parallel:
+            return _parallel.states(self.s, segment, self.start, z)
         states = []
         for t in range(segment.gates.open.shape[-3]):
             gates, strength, reset = segment.at(t)
             before = self.before(reset, z)
             z = _step.step(self.s, gates, self.forces(gates, strength, before), before)
             states.append(z)
-        return states
+        return _stacked(states)
 
 
 def _stacked(states: list[Pair]) -> Pair:
@@ -121,14 +127,13 @@ def forward(s: Scan) -> Results:
     call = Call(s)
     z, orders, kept = call.start, [], []
     for first, last in call.segments():
-        states = call.run(call.segment(first, last), z)
-        z = states[-1]
-        if s.every == 1:
-            kept.append(_stacked(states))
-        elif s.every and last - first == s.every:
-            kept.append(_stacked(states[-1:]))
+        states = call.states(call.segment(first, last), z)
+        z = states[0].select(-3, -1), states[1].select(-3, -1)
+        if s.every and last - first >= s.every:
+            to_keep = slice(s.every - 1, None, s.every)
+            kept.append((states[0][..., to_keep, :, :], states[1][..., to_keep, :, :]))
         if s.harmonics:
-            orders.append(_step.order_parameters(_step.seen(s, _stacked(states)), s.harmonics))
+            orders.append(_step.order_parameters(_step.seen(s, states), s.harmonics))
     return finished(s, orders, z if s.steps else call.given, kept)
 
 
@@ -181,17 +186,13 @@ class _Adjoint:
         self.initial: Pair = (torch.zeros_like(like), torch.zeros_like(like))
         self.lag = torch.zeros_like(like[..., :1])
 
-    def _states(self, segment: Segment, first: int, last: int) -> tuple[Pair, list[Pair]]:
+    def _states(self, segment: Segment, first: int, last: int) -> tuple[Pair, Pair]:
         """The state before a segment, and those after each of its steps."""
-        every = self.s.every
-
-        def at(k: int) -> Pair:
-            return self.kept[0].select(-3, k), self.kept[1].select(-3, k)
-
-        before = at(first // every - 1) if first else self.call.start
+        every, (re, im) = self.s.every, self.kept
+        start = (re.select(-3, first // every - 1), im.select(-3, first // every - 1)) if first else self.call.start
         if every == 1:
-            return before, [at(t) for t in range(first, last)]
-        return before, self.call.run(segment, before)
+            return start, (re.narrow(-3, first, last - first), im.narrow(-3, first, last - first))
+        return start, self.call.states(segment, start)
 
     def run(self, g_order: Any, g_last: Any, g_states: Any, needed: tuple[bool, ...]) -> list[Tensor | None]:
         s, call = self.s, self.call
@@ -217,27 +218,54 @@ class _Adjoint:
         return [*whole, *(g if need else None for g, need in zip(rest, needed[6:], strict=True))]
 
     def _segment(self, first: int, last: int, g_order: Pair | None, g_states: Pair | None) -> list[Tensor | None]:
-        s, call = self.s, self.call
-        segment = call.segment(first, last)
+        s = self.s
+        segment = self.call.segment(first, last)
         start, states = self._states(segment, first, last)
-        every = _stacked(states)
         outside = g_states
         if g_order is not None:
-            v = _step.squash(every) if s.kind == "stuart_landau" else None
-            g_seen = _step.order_parameters_adjoint(every if v is None else v.u, g_order)
+            v = _step.squash(states) if s.kind == "stuart_landau" else None
+            g_seen = _step.order_parameters_adjoint(states if v is None else v.u, g_order)
             read = g_seen if v is None else v.adjoint(g_seen)
             outside = read if outside is None else _step.plus(outside, read)
+        through = self._parallel if self.call.parallel else self._loop
+        return inputs_adjoint(s, segment, *through(segment, start, states, outside, first == 0))
+
+    def _parallel(
+        self, segment: Segment, start: Pair, states: Pair, outside: Pair | None, is_first: bool
+    ) -> tuple[Pair, Pair, Pair, None]:
+        call, reset = self.call, segment.reset
+        earlier = (torch.cat((a.unsqueeze(-3), b[..., :-1, :, :]), -3) for a, b in zip(start, states, strict=True))
+        before: Any = tuple(earlier)
+        if reset is not None:
+            before = tuple(torch.where(reset, a.unsqueeze(-3), b) for a, b in zip(call.start, before, strict=True))
+        made = _parallel.adjoint(self.s, segment, before, states, outside, self.carry)
+        if reset is not None:  # the first step's goes by way of the carry
+            later = reset[..., 1:, :, :]
+            found: Any = (torch.where(later, g[..., 1:, :, :], 0.0).sum(-3) for g in made.g_before)
+            self.initial = _step.plus(self.initial, tuple(found))
+        g = made.g_before[0].select(-3, 0), made.g_before[1].select(-3, 0)
+        self._carry(g, None if reset is None else reset.select(-3, 0), is_first)
+        return made.turned, made.g_turned, made.g_forces, None
+
+    def _loop(
+        self, segment: Segment, start: Pair, states: Pair, outside: Pair | None, is_first: bool
+    ) -> tuple[Pair, Pair, Pair, Tensor | None]:
+        s, call = self.s, self.call
         turned: list[Pair] = []  # lam z(t-1), and its gradient
         g_turned: list[Pair] = []
         g_forces: list[Pair] = []
         g_strength: list[Tensor] = []
-        for t in range(last - first - 1, -1, -1):
+
+        def after(t: int) -> Pair:
+            return (states[0].select(-3, t), states[1].select(-3, t)) if t >= 0 else start
+
+        for t in range(states[0].shape[-3] - 1, -1, -1):
             gates, strength, reset = segment.at(t)
-            before = call.before(reset, states[t - 1] if t else start)
+            before = call.before(reset, after(t - 1))
             g = self.carry
             if outside is not None:
                 g = _step.plus(g, (outside[0].select(-3, t), outside[1].select(-3, t)))
-            gs, gf = _step.step_adjoint(s, gates, call.forces(gates, strength, before), before, states[t], g)
+            gs, gf = _step.step_adjoint(s, gates, call.forces(gates, strength, before), before, after(t), g)
             g = _step.times_conjugate(gs, gates.lam)
             if strength is not None:
                 of_strength, through_field = self._field_adjoint(strength, before, gf)
@@ -246,11 +274,11 @@ class _Adjoint:
             turned.append(_step.times(gates.lam, before))
             g_turned.append(gs)
             g_forces.append(gf)
-            self._carry(g, reset, first + t == 0)
+            self._carry(g, reset, is_first and t == 0)
         for found in (turned, g_turned, g_forces, g_strength):
             found.reverse()
         strengths = torch.stack(g_strength, -3) if g_strength else None
-        return inputs_adjoint(s, segment, _stacked(turned), _stacked(g_turned), _stacked(g_forces), strengths)
+        return _stacked(turned), _stacked(g_turned), _stacked(g_forces), strengths
 
     def _field_adjoint(self, strength: Tensor, before: Pair, gf: Pair) -> tuple[Tensor, Pair]:
         """Gradients of K and of the state that the field was made of; adds to that of the lag."""
