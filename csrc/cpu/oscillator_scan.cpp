@@ -66,28 +66,41 @@ template <class T> class Readout {
  private:
   static V* vectors(Arena<T>& arena, int64_t count) { return reinterpret_cast<V*>(arena.take(count * W)); }
 
-  // Adds the powers of `count` oscillators: four partial sums, and what rounding cuts off the total of many. Equal addends
-  // one after another would lift |Z| above 1.
+  // Adds the powers of `count` oscillators: a few partial sums, and what rounding cuts off the total of many. Equal
+  // addends one after another would lift |Z| above 1.
   void add(int64_t first, int64_t count) {
-    V *const re = power_[0], *const im = power_[1];
-    for (int64_t j = 0; j < count; ++j) {
-      re[j] = v_[0][first + j];
-      im[j] = v_[1][first + j];
-    }
+    constexpr int64_t S = W < 4 ? W : 4;
+    if (b_.grid.group < S) return add_by<1>(first, count);
+    add_by<S>(first, (count + S - 1) / S * S);  // lanes without an oscillator hold zeros
+  }
+  template <int64_t S> void add_by(int64_t first, int64_t count) {
+    const V *const v_re = v_[0] + first, *const v_im = v_[1] + first;
     for (int64_t n = 0; n < harmonics_; ++n) {
-      V c[4] = {}, s[4] = {};
-      for (int64_t j = 0; j < count; ++j) {
-        c[j % 4] = c[j % 4] + re[j];
-        s[j % 4] = s[j % 4] + im[j];
+      V c[S] = {}, s[S] = {};
+      const V *const re = n == 1 ? v_re : power_[0], *const im = n == 1 ? v_im : power_[1];
+      for (int64_t j = 0; j < count; j += S) {
+        KSSM_UNROLL
+        for (int64_t k = j; k < j + S; ++k) {
+          Complex<V> power = {v_re[k], v_im[k]};
+          if (n) {
+            power = Complex<V>{re[k], im[k]} * power;
+            power_[0][k] = power.re;
+            power_[1][k] = power.im;
+          }
+          c[k - j] = c[k - j] + power.re;
+          s[k - j] = s[k - j] + power.im;
+        }
       }
-      compensated(sum_[2 * n], lost_[2 * n], (c[0] + c[1]) + (c[2] + c[3]));
-      compensated(sum_[2 * n + 1], lost_[2 * n + 1], (s[0] + s[1]) + (s[2] + s[3]));
-      if (n + 1 == harmonics_) break;
-      for (int64_t j = 0; j < count; ++j) {
-        const Complex<V> next = Complex<V>{re[j], im[j]} * Complex<V>{v_[0][first + j], v_[1][first + j]};
-        re[j] = next.re;
-        im[j] = next.im;
+      KSSM_UNROLL
+      for (int64_t width = S / 2; width > 0; width /= 2) {
+        KSSM_UNROLL
+        for (int64_t k = 0; k < width; ++k) {
+          c[k] = c[k] + c[k + width];
+          s[k] = s[k] + s[k + width];
+        }
       }
+      compensated(sum_[2 * n], lost_[2 * n], c[0]);
+      compensated(sum_[2 * n + 1], lost_[2 * n + 1], s[0]);
     }
   }
   KSSM_FN static void compensated(V& sum, V& lost, V x) {
