@@ -151,6 +151,19 @@ def test_a_very_long_sequence_stays_finite(dtype: torch.dtype, kind: str, backen
     assert found["order_re"].shape == (steps, 1, 2)
 
 
+@kinds
+def test_what_a_nearly_open_gate_leaves_of_a_state_is_right_in_float32(kind: str, backend: str) -> None:
+    """1 - g and 1 - (1 - 1e-6) g^2 keep their digits where g rounds to one."""
+    gate = torch.linspace(4, 20, 33)[None]
+    zero = torch.zeros_like(gate)
+    state = {"initial_re": torch.full((33,), 0.5), "initial_im": torch.zeros(33)}
+    args = {"p": zero, "q": zero, "gate": gate, "phase": zero}
+    g = torch.sigmoid(gate.double())
+    want = 0.5 * (torch.sigmoid(-gate.double()) if kind == "moebius" else torch.sqrt(1 - (1 - 1e-6) * g * g))
+    got = by_package(args | state, kind=kind, heads=1)["last_re"]
+    torch.testing.assert_close(got.double(), want[0], rtol=1e-5, atol=0)
+
+
 # ---- symmetries ----
 
 
