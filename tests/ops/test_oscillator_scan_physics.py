@@ -106,14 +106,14 @@ def test_a_moebius_step_with_neither_numerator_nor_denominator(dtype: torch.dtyp
 
 def test_chunks_of_states_on_the_unit_circle_have_the_bits_of_the_whole(backend: str) -> None:
     """Rounding leaves some of them just outside, and none may be moved when it comes back as an initial state."""
-    args = drawn((8,), 6, 3, 16, forget=False, dtype=torch.float32)
+    args = drawn((64,), 6, 8, 128, forget=False, dtype=torch.float32)
     args |= {k: 1e4 * args[k] for k in ("p", "q")} | {"gate": args["gate"] - 6}
-    whole = by_package(args, kind="moebius", heads=3)
+    whole = by_package(args, kind="moebius", heads=8)
     first, second = ({k: v[:, part] for k, v in args.items()} for part in (slice(0, 3), slice(3, 6)))
-    middle = by_package(first, kind="moebius", heads=3)
+    middle = by_package(first, kind="moebius", heads=8)
     state = {f"initial_{k}": middle[f"last_{k}"] for k in ("re", "im")}
     assert (middle["last_re"].double() ** 2 + middle["last_im"].double() ** 2 > 1).any()
-    again = by_package(second | state, kind="moebius", heads=3)
+    again = by_package(second | state, kind="moebius", heads=8)
     assert all(torch.equal(again[k], whole[k]) for k in ("last_re", "last_im"))
 
 
@@ -149,6 +149,19 @@ def test_a_very_long_sequence_stays_finite(dtype: torch.dtype, kind: str, backen
     found = both(drawn((), steps, 1, 4, initial=(), dtype=dtype), kind=kind, heads=1, harmonics=2, save=256)
     assert all(v.isfinite().all() for v in found.values())
     assert found["order_re"].shape == (steps, 1, 2)
+
+
+@kinds
+def test_what_a_nearly_open_gate_leaves_of_a_state_is_right_in_float32(kind: str, backend: str) -> None:
+    """1 - g and 1 - (1 - 1e-6) g^2 keep their digits where g rounds to one."""
+    gate = torch.linspace(4, 20, 33)[None]
+    zero = torch.zeros_like(gate)
+    state = {"initial_re": torch.full((33,), 0.5), "initial_im": torch.zeros(33)}
+    args = {"p": zero, "q": zero, "gate": gate, "phase": zero}
+    g = torch.sigmoid(gate.double())
+    want = 0.5 * (torch.sigmoid(-gate.double()) if kind == "moebius" else torch.sqrt(1 - (1 - 1e-6) * g * g))
+    got = by_package(args | state, kind=kind, heads=1)["last_re"]
+    torch.testing.assert_close(got.double(), want[0], rtol=1e-5, atol=0)
 
 
 # ---- symmetries ----
