@@ -83,6 +83,11 @@ def backward_path_of(arguments: tuple[object, ...]) -> Path:
     return path_of(arguments)
 
 
+def is_traced() -> bool:
+    """Whether torch.jit.trace records the call."""
+    return _tracing() is not None
+
+
 def _functorch_derivative() -> bool:
     """Whether torch.func.grad, vjp or jvp is at work.
 

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from kssm_kernels import backends
-from kssm_kernels.ops._entry import EAGER, backward_path_of, path_of, refuse_second_derivative
+from kssm_kernels.ops._entry import EAGER, backward_path_of, is_traced, path_of, refuse_second_derivative
 from kssm_kernels.ops._memory import whole
 from kssm_kernels.ops._registered import is_absent, registered
 from kssm_kernels.ops.oscillator_scan import _tangent, _vmap
@@ -178,7 +178,7 @@ def _run(op: str, s: Scan, return_states: bool) -> Results:
     s = checked(op, s)
     if path_of((*operands_of(s), s.reset)) is not EAGER:
         # whether a gradient will be asked for is not known in a transformation's inner levels, nor of a trace
-        needed = torch.is_grad_enabled() or return_states or torch.jit.is_tracing()
+        needed = torch.is_grad_enabled() or return_states or is_traced()
         return _evaluate(*(s if needed else keeping(s, 0)))  # type: ignore[no-any-return]  # tensors
     if torch.is_grad_enabled() and any_requires_grad(s):
         return _OscillatorScan.apply(_rest(s), return_states, *operands_of(s))  # type: ignore[no-any-return,no-untyped-call]  # no stub
