@@ -30,17 +30,39 @@ from kssm_kernels.ops.oscillator_scan._step import Pair
 if TYPE_CHECKING:
     from kssm_kernels.ops.oscillator_scan._torch import Segment
 
-SPAN = 256  # steps that are scanned at once, if the interval of kept states is not longer
+LEAST_STEPS = 16
+MOST_STATES = 4096  # of a step
+AT_ONCE = 2**17  # states that are scanned at once, in spans of 16 to 1024 steps
+
+
+def runs_parallel(rows: int, steps: int, width: int, every: int = 1) -> bool:
+    """Whether ``rows`` sequences [T, D] = [steps, width], uncoupled and not ``exact``, go over time in parallel.
+
+    ``every``: the interval of kept states, ``save`` of the op. The pure-torch path alone asks this.
+
+    >>> from kssm_kernels.ops.oscillator_scan import runs_parallel
+    >>> runs_parallel(12, 512, 256), runs_parallel(12, 8, 256), runs_parallel(64, 512, 256)
+    (True, False, False)
+    """
+    states = rows * width
+    return steps >= LEAST_STEPS and states <= MOST_STATES and _span(states, every) * states <= 2 * AT_ONCE
 
 
 def wins(s: Scan) -> bool:
-    """Whether a scan goes over time in parallel: forward and backward ask, and get the same answer."""
-    return not s.exact and s.coupling is None and s.steps >= 16
+    """Forward and backward ask, and get the same answer."""
+    if s.exact or s.coupling is not None:
+        return False
+    return runs_parallel(s.batch_shape.numel(), s.steps, s.p.shape[-1], s.every)
 
 
 def span(s: Scan) -> int:
-    """Steps that are scanned at once: SPAN, or the next smaller number that ends with a kept state."""
-    return s.every * max(1, SPAN // s.every) if s.every else SPAN
+    """Steps that are scanned at once; a span ends with a kept state."""
+    return _span(s.batch_shape.numel() * s.p.shape[-1], s.every)
+
+
+def _span(states: int, every: int) -> int:
+    room = min(max(AT_ONCE // max(states, 1), 16), 1024)
+    return every * max(1, room // every) if every else room
 
 
 # ---- complex numbers as pairs, with fewer passes over memory than _step's ----
