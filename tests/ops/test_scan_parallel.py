@@ -1,4 +1,4 @@
-"""The uncoupled scan in parallel over time, pure torch, is held to the loop; where the rule chooses it, and where not."""
+"""The uncoupled scan in parallel over time, in pure torch: equal to the loop, and run where the rule says so."""
 
 from __future__ import annotations
 
