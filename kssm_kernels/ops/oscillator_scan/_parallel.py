@@ -7,8 +7,10 @@ Without coupling a step is a map of each oscillator's state alone, and maps of i
 
 A level joins each two neighbours, has the half as many scanned, and fills in the steps between: 2 T joins in all, where
 doubling (Hillis-Steele) needs T log2 T. Of affine maps doubling is faster for small ones alone: 0.30 ms to 0.45 for
-64 steps of 64 states, but 5.2 ms to 1.6 for 128 steps of 1024. A matrix stands for a map up to a factor, so every join divides it by its
-largest entry; without that float32 overflows near T = 128.
+64 steps of 64 states, but 5.2 ms to 1.6 for 128 steps of 1024.
+
+A matrix stands for a map up to a factor, so every join divides it by its largest entry; without that float32 overflows
+near T = 128.
 
 A step that takes a given state, the first one or one with ``reset``, is a constant map. Joins select it with
 ``torch.where`` and never multiply by zero: what stands before it may be NaN.
@@ -18,8 +20,8 @@ conj(c_t): affine for both kinds, scanned from the last step to the first.
 
 The rule: T >= 16 and B D <= 4096, for both kinds. A loop pays for torch calls, some dozens a step; the tree pays for
 memory traffic, and loses where a step has states enough to pay for its calls. Time of the loop over that of the tree,
-forward and backward, medians of bench/ops/test_scan_parallel.py (AMD EPYC, family 25 model 17, 2 cores, one thread, torch
-2.13.0, float32, 8 heads, 4 harmonics):
+forward and backward, medians of bench/ops/test_scan_parallel.py (AMD EPYC, family 25 model 17, 2 cores, one thread,
+torch 2.13.0, AVX-512, float32, 8 heads, 4 harmonics):
 
     [B, T, D]       stuart_landau  moebius        [B, T, D]       stuart_landau  moebius
     [1, 16, 64]          1.1         1.8          [12, 16, 256]        1.0         1.1
