@@ -43,6 +43,7 @@ from kssm_kernels.ops._entry import EAGER, backward_path_of, is_traced, path_of,
 from kssm_kernels.ops._memory import whole
 from kssm_kernels.ops._registered import is_absent, registered
 from kssm_kernels.ops.oscillator_scan import _tangent, _vmap
+from kssm_kernels.ops.oscillator_scan._parallel import runs_parallel as runs_parallel
 from kssm_kernels.ops.oscillator_scan._scan import (
     OPERANDS,
     Scan,
@@ -240,7 +241,9 @@ def oscillator_scan(
         save: what is kept for backward: ``"all"`` states, or every S-th for an integer S; those between are computed
             again. With ``return_states`` all are kept.
         exact: False allows results that are equal to rounding, not to the bit: without coupling, the pure-torch path
-            then goes over time in parallel where that is faster (``kssm_kernels.explain`` names the backend).
+            then goes over time in parallel where T >= 16 and B D <= 4096, B being the number of sequences (the loop is
+            faster elsewhere). ``kssm_kernels.explain`` names the backend, which knows no shapes;
+            ``kssm_kernels.ops.oscillator_scan.runs_parallel`` says which form a shape takes in pure torch.
 
     Returns:
         ``(Z_re, Z_im, (z_re, z_im))``: order parameters ``[..., T, G, H]`` in p's dtype, and the last state

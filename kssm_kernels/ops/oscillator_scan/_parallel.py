@@ -6,14 +6,34 @@ Without coupling a step is a map of each oscillator's state alone, and maps of i
     moebius         z -> (lam z + w) / (conj(w) lam z + 1)        the 2 x 2 matrix [[lam, w], [conj(w) lam, 1]]
 
 A level joins each two neighbours, has the half as many scanned, and fills in the steps between: 2 T joins in all, where
-doubling (Hillis-Steele) needs T log2 T. A matrix stands for a map up to a factor, so every join divides it by its
-largest entry; without that float32 overflows near T = 128.
+doubling (Hillis-Steele) needs T log2 T. Of affine maps doubling is faster for small ones alone: 0.30 ms to 0.45 for
+64 steps of 64 states, but 5.2 ms to 1.6 for 128 steps of 1024.
+
+A matrix stands for a map up to a factor, so every join divides it by its largest entry; without that float32 overflows
+near T = 128.
 
 A step that takes a given state, the first one or one with ``reset``, is a constant map. Joins select it with
 ``torch.where`` and never multiply by zero: what stands before it may be NaN.
 
 The adjoint is gz(t-1) = a_t gz(t) + outside(t-1), with a_t = conj(lam_t), for moebius times (1 - conj(x_t) w_t) /
 conj(c_t): affine for both kinds, scanned from the last step to the first.
+
+The rule: T >= 16 and B D <= 4096, for both kinds. A loop pays for torch calls, some dozens a step; the tree pays for
+memory traffic, and loses where a step has states enough to pay for its calls. Time of the loop over that of the tree,
+forward and backward, medians of bench/ops/test_scan_parallel.py (AMD EPYC, family 25 model 17, 2 cores, one thread,
+torch 2.13.0, AVX-512, float32, 8 heads, 4 harmonics):
+
+    [B, T, D]       stuart_landau  moebius        [B, T, D]       stuart_landau  moebius
+    [1, 16, 64]          1.1         1.8          [12, 16, 256]        1.0         1.1
+    [1, 64, 64]          2.3         4.5          [12, 64, 256]        1.1         1.3
+    [1, 512, 64]         6.8        17.2          [12, 512, 256]       1.1         1.3
+    [1, 4096, 64]       10.4        25.0          [8, 512, 512]        1.1         1.1
+    [4, 16, 256]         1.2         1.5          [12, 64, 512]        1.0         0.9    by the loop
+    [4, 512, 256]        1.8         2.7          [12, 512, 512]       1.1         0.9    by the loop
+
+At T = 8 stuart_landau had 0.86, moebius 1.1 to 1.2. Longer spans than AT_ONCE allows leave the cache: at 1024 steps of
+6144 states at once the tree was three times slower than the loop for moebius. All of this was measured on a CPU. A
+device on which a torch call costs more, as Metal, should gain more and at larger shapes; there the rule is a guess.
 """
 
 from __future__ import annotations
@@ -30,17 +50,39 @@ from kssm_kernels.ops.oscillator_scan._step import Pair
 if TYPE_CHECKING:
     from kssm_kernels.ops.oscillator_scan._torch import Segment
 
-SPAN = 256  # steps that are scanned at once, if the interval of kept states is not longer
+LEAST_STEPS = 16
+MOST_STATES = 4096  # of a step
+AT_ONCE = 2**17  # states that are scanned at once, in spans of 16 to 1024 steps
+
+
+def runs_parallel(rows: int, steps: int, width: int, every: int = 1) -> bool:
+    """Whether ``rows`` sequences [T, D] = [steps, width], uncoupled and not ``exact``, go over time in parallel.
+
+    ``every``: the interval of kept states, ``save`` of the op. The pure-torch path alone asks this.
+
+    >>> from kssm_kernels.ops.oscillator_scan import runs_parallel
+    >>> runs_parallel(12, 512, 256), runs_parallel(12, 8, 256), runs_parallel(64, 512, 256)
+    (True, False, False)
+    """
+    states = rows * width
+    return steps >= LEAST_STEPS and states <= MOST_STATES and _span(states, every) * states <= 2 * AT_ONCE
 
 
 def wins(s: Scan) -> bool:
-    """Whether a scan goes over time in parallel: forward and backward ask, and get the same answer."""
-    return not s.exact and s.coupling is None and s.steps >= 16
+    """Forward and backward ask, and get the same answer."""
+    if s.exact or s.coupling is not None:
+        return False
+    return runs_parallel(s.batch_shape.numel(), s.steps, s.p.shape[-1], s.every)
 
 
 def span(s: Scan) -> int:
-    """Steps that are scanned at once: SPAN, or the next smaller number that ends with a kept state."""
-    return s.every * max(1, SPAN // s.every) if s.every else SPAN
+    """Steps that are scanned at once; a span ends with a kept state."""
+    return _span(s.batch_shape.numel() * s.p.shape[-1], s.every)
+
+
+def _span(states: int, every: int) -> int:
+    room = min(max(AT_ONCE // max(states, 1), 16), 1024)
+    return every * max(1, room // every) if every else room
 
 
 # ---- complex numbers as pairs, with fewer passes over memory than _step's ----
@@ -148,7 +190,8 @@ def moebius(a: Pair, b: Pair, c: Pair, d: Pair, fresh: Tensor | None) -> Pair:
         _zero_where(constant, _add_times(_times(c1, a0), d1, c0)),
         _select(again, d1, _add_times(_times(c1, b0), d1, d0)),
     )
-    found = moebius(*_of_one_size(joined), constant)
+    a3, b3, c3, d3 = _of_one_size(joined)
+    found = moebius(a3, b3, c3, d3, constant)
     before, (a2, b2, c2, d2) = _at(found, level.previous), [_at(x, level.rest) for x in (a, b, c, d)]
     again = _flags(fresh, level.rest)
     n, m = _select(again, b2, _add_times(b2, a2, before)), _select(again, d2, _add_times(d2, c2, before))
@@ -161,14 +204,15 @@ def _zero_where(mask: Tensor | None, x: Pair) -> Pair:
     return x if mask is None else (torch.where(mask, 0.0, x[0]), torch.where(mask, 0.0, x[1]))
 
 
-def _of_one_size(entries: tuple[Pair, ...]) -> list[Pair]:
+def _of_one_size(entries: tuple[Pair, ...]) -> tuple[Pair, Pair, Pair, Pair]:
     """The matrix divided by the largest magnitude of its parts."""
     parts = [x.abs() for pair in entries for x in pair]
     largest = parts[0]
     for x in parts[1:]:
         largest = torch.maximum(largest, x)
     inverse = 1 / largest.clamp(min=torch.finfo(largest.dtype).tiny * 4)
-    return [_step.scaled(pair, inverse) for pair in entries]
+    a, b, c, d = (_step.scaled(pair, inverse) for pair in entries)
+    return a, b, c, d
 
 
 # ---- the steps of a segment ----
