@@ -11,14 +11,14 @@ template <class T> struct Exponential;
 template <> struct Exponential<float> {
   static constexpr float lowest = -87.0f;  // below it exp is no normal number, and 0 here
   static constexpr float magic = 12582912.0f;
-  static constexpr int degree = 7, log_degree = 8, mantissa = 23;  // Taylor terms: what is left out is below 1e-8
-  static constexpr int32_t one = 0x3f800000, sign = INT32_MIN;
+  static constexpr int degree = 7, log_degree = 8;  // Taylor terms: what is left out is below 1e-8
+  static constexpr int32_t one = 0x3f800000, last_exponent_bit = 1 << 23, sign = INT32_MIN;
 };
 template <> struct Exponential<double> {
   static constexpr double lowest = -708.0;
   static constexpr double magic = 6755399441055744.0;
-  static constexpr int degree = 13, log_degree = 17, mantissa = 52;  // below 1e-17
-  static constexpr int64_t one = INT64_C(0x3ff0000000000000), sign = INT64_MIN;
+  static constexpr int degree = 13, log_degree = 17;  // below 1e-17
+  static constexpr int64_t one = INT64_C(0x3ff0000000000000), last_exponent_bit = INT64_C(1) << 52, sign = INT64_MIN;
 };
 
 template <class V> KSSM_FN V number(double x) { return splat<V>(static_cast<Scalar<V>>(x)); }
@@ -30,16 +30,16 @@ template <class V> KSSM_FN V larger(V x, V y) { return x > y ? x : y; }  // y wh
 
 template <class V> KSSM_FN V exp_of_negative(V x) {
   using P = Exponential<Scalar<V>>;
-  const V shifted = fma(x, number<V>(1.4426950408889634), splat<V>(P::magic));
-  const V n = shifted - splat<V>(P::magic);
+  const V lowest = splat<V>(P::lowest), magic = splat<V>(P::magic);
+  const V shifted = fma(x > lowest ? x : lowest, number<V>(1.4426950408889634), magic), n = shifted - magic;
   // ln 2 in two parts; the first has so few bits that its product with n is exact
   V r = fma(n, number<V>(sizeof(Scalar<V>) == 4 ? -0.693145751953125 : -6.93147180369123816490e-01), x);
   r = fma(n, number<V>(sizeof(Scalar<V>) == 4 ? -1.42860682030941723e-6 : -1.90821492927058770e-10), r);
   V y = splat<V>(Scalar<V>(1));
   KSSM_UNROLL
   for (int k = P::degree; k >= 1; --k) y = fma(y * number<V>(1.0 / k), r, splat<V>(Scalar<V>(1)));
-  const V scale = from_bits<V>((bits(shifted) << P::mantissa) + P::one);
-  return x < splat<V>(P::lowest) ? V{} : y * scale;
+  const V scale = from_bits<V>((bits(shifted) - bits(magic)) * P::last_exponent_bit + P::one);
+  return x < lowest ? V{} : y * scale;
 }
 
 template <class V> struct Gate {
