@@ -105,7 +105,8 @@ def _shaped(op: str, name: str, value: Tensor, wanted: tuple[int, ...], letters:
 
 def _broadcasts(op: str, name: str, value: Tensor, wanted: tuple[int, ...], letters: str) -> None:
     own = value.shape
-    fits = len(own) <= len(wanted) and all(a in (1, b) for a, b in zip(reversed(own), reversed(wanted), strict=False))
+    last = wanted[len(wanted) - len(own) :]  # torch.compile (2.4) zips tuples of one length alone
+    fits = len(own) <= len(wanted) and all(a in (1, b) for a, b in zip(own, last, strict=True))
     if not fits:
         raise ValueError(f"{op}: {name} must broadcast to [{letters}] = {tuple(wanted)}, got {tuple(own)}")
 
