@@ -127,8 +127,8 @@ struct OscillatorScanForward {
   OscillatorScan scan;
   int64_t order_re, order_im, order_code, last_re, last_im;
 };
-// Gradients of sequences are contiguous, in the dtypes of those they belong to. Those of the start are [rows, ..] in the
-// compute dtype, or the sum over the rows.
+// Gradients of sequences are contiguous, in the dtypes of those they belong to. Those of the start are in the compute
+// dtype, [rows, ..] or summed over the rows.
 struct OscillatorScanBackward {
   OscillatorScan scan;
   int64_t g_order_re, g_order_im, order_code, g_last_re, g_last_im, g_states_re, g_states_im;

@@ -18,8 +18,8 @@ template <class T> class Readout {
   static constexpr int64_t W = kLanes<T>;
 
   static int64_t room(const Block<T>& b, int64_t harmonics) {
-    return harmonics ? (2 * (b.heads * harmonics + W) + 2 * 2 * W + 4 * harmonics) * W + 2 * W * (b.heads * harmonics + W)
-                     : 0;
+    const int64_t width = b.heads * harmonics + W;
+    return harmonics ? (2 * width + 4 * W + 4 * harmonics) * W + 2 * W * width : 0;
   }
 
   Readout(const OscillatorScanForward& call, const Block<T>& block, Arena<T>& arena)
@@ -58,7 +58,8 @@ template <class T> class Readout {
       lanes_to_rows<T>(columns_[k], width_, [&](int64_t i) { return rows_[k] + i * stride; });
       for (int64_t i = 0; i < count; ++i) {
         const int64_t place = ((b_.row * call_.scan.steps + t0 + i) * call_.scan.heads + b_.first) * harmonics_;
-        store_row(call_.order_code, element(pointer(outputs[k]), call_.order_code, place), width_, rows_[k] + i * stride);
+        void* const target = element(pointer(outputs[k]), call_.order_code, place);
+        store_row(call_.order_code, target, width_, rows_[k] + i * stride);
       }
     }
   }

@@ -239,8 +239,10 @@ template <class T, bool MOEBIUS> class Adjoint {
       }
     }
     if (call_.g_coupling) {
-      for (int64_t i = 0; i < count; ++i)
-        for (int64_t h = 0; h < b_.heads; ++h) head_row_[i * b_.heads + h] = g_strength_[i * b_.lanes + h * b_.grid.group];
+      for (int64_t i = 0; i < count; ++i) {
+        const T* const lanes = g_strength_ + i * b_.lanes;
+        for (int64_t h = 0; h < b_.heads; ++h) head_row_[i * b_.heads + h] = lanes[h * b_.grid.group];
+      }
       for (int64_t i = 0; i < total; i += W) {
         V g = load_lanes(heads.slope + i) * load_lanes(head_row_ + i);
         if (scan_.tied_leak) g = g - load_lanes(heads.strength + i) * load_lanes(head_rho_ + i);

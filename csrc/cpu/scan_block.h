@@ -1,8 +1,8 @@
 // A block of the oscillator scan: some heads of one row, their oscillators in the lanes of a few vectors.
 //
-// A head of N <= W oscillators, W lanes in a vector, has the next power of two lanes, so that whole heads share a vector
-// and a sum over a head is a few exchanges of lanes. A larger head has whole vectors, and a block of its own. Lanes
-// without an oscillator hold zeros. Bits do not depend on the block that a head is in.
+// A vector has W lanes. A head of N <= W oscillators has the next power of two of them, so that whole heads share a
+// vector and a sum over a head is a few exchanges of lanes. A larger head has whole vectors, and a block of its own.
+// Lanes without an oscillator hold zeros. Bits do not depend on the block that a head is in.
 #pragma once
 
 #include <utility>
@@ -63,7 +63,7 @@ template <class T> class Block {
 
   int64_t columns() const { return heads * grid.n; }
 
-  // Columns of this block of a row of memory in lanes: where they lie, or copied to `copy`, whose other lanes stay zero.
+  // This block's columns of a row of memory, in lanes: where they lie, or in `copy`, whose other lanes stay zero.
   const T* in_lanes(int64_t code, const void* source, T* copy) const {
     if (whole_ && code == code_of<T>()) return static_cast<const T*>(source);
     copy_in(code, source, copy);
@@ -71,11 +71,13 @@ template <class T> class Block {
   }
   void copy_in(int64_t code, const void* source, T* copy) const {
     if (grid.n == grid.group) return load_row(code, source, 1, columns(), copy);
-    for (int64_t h = 0; h < heads; ++h) load_row(code, element(source, code, h * grid.n), 1, grid.n, copy + h * grid.group);
+    for (int64_t h = 0; h < heads; ++h)
+      load_row(code, element(source, code, h * grid.n), 1, grid.n, copy + h * grid.group);
   }
   void copy_out(int64_t code, const T* source, void* target) const {
     if (grid.n == grid.group) return store_row(code, target, columns(), source);
-    for (int64_t h = 0; h < heads; ++h) store_row(code, element(target, code, h * grid.n), grid.n, source + h * grid.group);
+    for (int64_t h = 0; h < heads; ++h)
+      store_row(code, element(target, code, h * grid.n), grid.n, source + h * grid.group);
   }
   // The row itself, where lanes can be written to it, or null.
   T* lanes_at(int64_t code, void* target) const {
@@ -121,18 +123,21 @@ template <class T> class Block {
 // Scratch memory of one block, zeros at first, cut into rows of whole vectors.
 template <class T> class Arena {
  public:
-  Arena(int64_t count, bool& ok) : memory_(padded<T>(count), ok), next_(memory_) {
+  Arena(int64_t count, bool& ok) : memory_(padded<T>(count), ok), next_(memory_), left_(padded<T>(count)) {
     if (next_) zero(next_, count);
   }
   T* take(int64_t count) {
     T* const taken = next_;
     next_ += padded<T>(count);
+    left_ -= padded<T>(count);
+    if (left_ < 0) __builtin_trap();  // the room was counted wrong
     return taken;
   }
 
  private:
   Buffer<T> memory_;
   T* next_;
+  int64_t left_;
 };
 
 KSSM_NAMESPACE_END

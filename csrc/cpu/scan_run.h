@@ -1,6 +1,6 @@
-// The oscillator scan over the steps of one block, CHUNK steps at a time: what forward does, and what backward does again
-// where states were not kept. The state lies in the first-level cache between steps: the next step's gates, which need no
-// state, fill the time that its chain of dependent operations takes.
+// The oscillator scan over the steps of one block, a chunk of steps at a time: what forward does, and what backward does
+// again where states were not kept. The state lies in the first-level cache between steps. A step's chain of dependent
+// operations takes longer than the state's way there: the gates of the next steps, which need no state, fill that time.
 #pragma once
 
 #include "scan_block.h"
@@ -38,7 +38,9 @@ template <class T, bool MOEBIUS> class Run {
   static constexpr int64_t W = kLanes<T>, kChunk = W;
 
   // Elements of the arena that a run takes.
-  static int64_t room(const Block<T>& b) { return (14 + 2 * (kChunk + 1)) * b.lanes + (3 * b.heads + 5) * kChunk + 16 * W; }
+  static int64_t room(const Block<T>& b) {
+    return (14 + 2 * (kChunk + 1)) * b.lanes + (3 * b.heads + 5) * kChunk + 16 * W;
+  }
 
   Run(const OscillatorScan& scan, const Block<T>& block, Arena<T>& arena)
       : scan_(scan), b_(block), coupled_(scan.coupling.data != 0), keeps_(scan.forget.data || scan.tied_leak) {
@@ -151,7 +153,8 @@ template <class T, bool MOEBIUS> class Run {
 
  private:
   void load_logits(const ScanSequence& x, int64_t t0, int64_t count, T* out) const {
-    for (int64_t i = 0; i < count; ++i) load_row(x.code, at(x, b_.row, t0 + i, b_.first), 1, b_.heads, out + i * b_.heads);
+    for (int64_t i = 0; i < count; ++i)
+      load_row(x.code, at(x, b_.row, t0 + i, b_.first), 1, b_.heads, out + i * b_.heads);
   }
   void expand(const T* values, int64_t count, T* lanes) const {
     for (int64_t i = 0; i < count; ++i) b_.expand(values + i * b_.heads, lanes + i * b_.lanes);

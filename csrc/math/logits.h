@@ -1,5 +1,5 @@
-// Gates of logits: exp(x) of x <= 0 by ln 2 and a polynomial, sigmoid and its complement, log(1 + exp(x)). No overflow for
-// any finite logit; relative errors of a few ulp. NaN passes.
+// Gates of logits: exp(x) of x <= 0 by ln 2 and a polynomial, sigmoid and its complement, log(1 + exp(x)). No finite
+// logit overflows; relative errors are a few ulp. NaN passes.
 #pragma once
 
 #include "number.h"
