@@ -173,6 +173,7 @@ LONG = {
     "noise": "kuramoto_update(torch.rand(2, 300), 1.0, dt=0.01, noise_scale=0.1, steps=2**31 - 1)",
     "backward": "kuramoto_update(torch.rand(2, 20).requires_grad_(), 1.0, dt=0.01, steps=4_000_000).sum().backward()",
     "pure torch": "kuramoto_update(torch.rand(1, 200), 1.0, dt=0.01, steps=2**31 - 1)",
+    "a scan": "x = torch.rand(1, 1, 8).expand(3, 10**10, 8); oscillator_scan(x, x, x, x, heads=2, harmonics=0)",
 }
 
 
@@ -180,7 +181,7 @@ LONG = {
 def test_ctrl_c_ends_a_long_call(name: str) -> None:
     code = (
         "import signal, sys, threading, time, os, torch\n"
-        "from kssm_kernels import kuramoto_update, use_backend\n"
+        "from kssm_kernels import kuramoto_update, oscillator_scan, use_backend\n"
         "torch.set_num_threads(2)\n"
         f"use_backend({'torch' if name == 'pure torch' else None!r})\n"
         "def interrupt():\n"
