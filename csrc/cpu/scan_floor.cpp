@@ -1,23 +1,21 @@
 // The calibration loop of the benches for the oscillator scan: the arithmetic of its equations on vectors in registers,
 // without loads, stores, exchanges of lanes, or a step that waits for the one before. Heads of eight oscillators,
-// coupled, with a forget gate and a phase lag, four harmonics, as the benches have them.
+// coupled, with a forget gate, four harmonics, as the benches have them.
 //
-// For each vector of oscillators and step, with the functions of ../math (a complex product is two products and two
-// multiply-adds):
+// For each vector of oscillators and step, with the functions of ../math and without their guards and selections:
 //
-//                                        forward                      backward
-//                                stuart_landau  moebius       stuart_landau  moebius
-//   sine and cosine                    1           1                1           1
-//   exponentials, of the gate          1           1                1           1
-//   divisions                          2           3                3           3
-//   square roots                       2           1                2           1
-//   complex products                   4           6                7          11
-//   products by real numbers           5          11               20          20
-//   additions to sums                 10           8                5           5
+//                                forward                      backward
+//                        stuart_landau  moebius       stuart_landau  moebius
+//   sine with cosine           1           1                1           1
+//   exponentials               1           1                1           1
+//   divisions                  2           3                3           3
+//   square roots               2           1                2           1
+//   products                  18          24               33          42
+//   multiply-adds             11          16               22          32
+//   additions                 14          14               19          25
 //
-// The division and the root of u = z / sqrt(1 + |z|^2) count, as do those of w and of x / |c|^2. For each eighth vector,
-// the heads': an exponential, a division, and for moebius log(1 + exp(k)) with a division more; in backward, one more of
-// each for its slope.
+// A sine with its cosine is 3 products, 10 multiply-adds and an addition, an exponential 7, 10 and 1. For each eighth
+// vector, the heads' numbers: the sigmoids of the forget gate and the coupling, and for moebius a softplus.
 #include <initializer_list>
 
 #include "entry_points.h"
@@ -30,7 +28,7 @@ KSSM_NAMESPACE_BEGIN
 
 namespace {
 
-constexpr int kTogether = 2;  // vectors side by side: while one waits for a quotient, the other goes on
+constexpr int kTogether = 4;  // vectors side by side: while one waits for a quotient, the others go on
 constexpr int kHarmonics = 4, kHead = 8;
 
 #if defined(__AVX512F__)
