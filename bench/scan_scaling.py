@@ -9,6 +9,7 @@ from the table.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from functools import partial
@@ -63,6 +64,8 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
                 ax.plot(sizes, nanoseconds, style, color=colour, marker=".", label=label)
         ax.set_xscale("log", base=2)
         ax.set_yscale("log")
+        ax.minorticks_off()
+        ax.set_xticks(SIZES[axis][::2], map(str, SIZES[axis][::2]))
         held = ", ".join(f"{name} = {size}" for name, size in HELD.items() if name != axis)
         ax.set(xlabel=axis, title=held)
         ax.grid(alpha=0.3)
@@ -70,7 +73,10 @@ def draw(rows: list[dict[str, str]], caption: str) -> None:
     axes[0].legend(fontsize=8)
     what = f"heads of {OSCILLATORS}, coupled, forget gate, {HARMONICS} harmonics, float32, medians"
     figure.suptitle(f"oscillator_scan, {KIND}, {what}\n{textwrap.fill(caption, 130)}", fontsize=9)
-    figure.savefig(DOCS / "scan_scaling.svg", metadata={"Date": None})
+    path = DOCS / "scan_scaling.svg"
+    figure.savefig(path, metadata={"Date": None})
+    short = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path.read_text(encoding="utf-8"))
+    path.write_text(short, encoding="utf-8")
 
 
 if __name__ == "__main__":
