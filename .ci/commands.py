@@ -97,6 +97,9 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "python -m bench.long_rows": Run(
             ("KSSM_BENCH_SMOKE=1 python -m bench.long_rows",), "train,bench", "one small size, to .benchmarks/"
         ),
+        "python -m bench.scan_scaling": Run(
+            ("KSSM_BENCH_SMOKE=1 python -m bench.scan_scaling",), "train,bench", "tiny sizes, to .benchmarks/"
+        ),
         "python -m bench.waiting": Run(
             ("KSSM_BENCH_SMOKE=1 python -m bench.waiting",), "train,bench", "a turn each, to .benchmarks/"
         ),

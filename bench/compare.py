@@ -11,7 +11,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.interleave import Call, Quantiles, Turns, rounds_for
+from bench.interleave import CASE_SECONDS, Call, Quantiles, Turns, rounds_for
 from kssm_kernels import backends
 
 FLOOR = "arithmetic floor"
@@ -94,6 +94,7 @@ def compare(
     ours: Call,
     baselines: Mapping[str, Call],
     targets: Mapping[str, float],
+    seconds: float = CASE_SECONDS,
 ) -> None:
     """Times ``ours`` by the fixture and the baselines in turn with it, and records one figure per baseline.
 
@@ -101,7 +102,7 @@ def compare(
     """
     mine = Turns(ours)
     others = {name: Turns(call) for name, call in baselines.items()}
-    rounds = rounds_for([mine, *others.values()])
+    rounds = rounds_for([mine, *others.values()], seconds)
     count = itertools.count()
 
     def others_first() -> None:

@@ -14,8 +14,9 @@ from bench.table import text_table
 from tests.support import devices
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
+    """Before every case: one that sets a number of threads of its own must not leave it to the next."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     yield

@@ -24,6 +24,7 @@ TITLES = {
     "test_order_parameters.py": "Order parameters: theta [8, 512, 192], 32 harmonics, float32",
     "test_kuramoto_update.py": "Phase update: theta [8, 512, 192], float32",
     "test_long_calls.py": "Calls of many steps: theta [64, 192], float32, one thread",
+    "test_oscillator_scan.py": "Oscillator scan: heads of 8 oscillators, forget gate, 4 harmonics, float32",
     "test_bank.py": "FusedKuramoto: width 384, batch 4, length 512, 192 oscillators, 32 harmonics",
     "test_memory.py": "Peak extra memory",
     "test_train_step.py": "One training step of K-SSM v3: batch 4, length 512",
@@ -39,9 +40,11 @@ first and ninth decile. A figure is: against a formula, its time over ours; agai
 time over ours, where 100 % cannot be beaten; for memory, our share; for overhead, the excess.
 
 The arithmetic floor is a loop over vectors in registers with two fused multiply-adds and two adds per harmonic and
-vector for a forward pass (twice that for forward and backward), timed in turn with the kernel.
+vector for a forward pass (twice that for forward and backward), timed in turn with the kernel; that of the oscillator
+scan is the arithmetic of its equations, counted in csrc/cpu/scan_floor.cpp.
 Cost against size: [sweep.svg](sweep.svg), by `python -m bench.sweep`; of long ensembles
-[long_rows.svg](long_rows.svg), by `python -m bench.long_rows`.
+[long_rows.svg](long_rows.svg), by `python -m bench.long_rows`; of the oscillator scan
+[scan_scaling.svg](scan_scaling.svg), by `python -m bench.scan_scaling`.
 """
 
 

@@ -138,6 +138,10 @@ void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
   const py::gil_scoped_release release;
   active->arithmetic_floor(vectors, harmonics, usable(threads));
 }
+void scan_floor(int64_t vectors, bool moebius, bool backward, int threads) {
+  const py::gil_scoped_release release;
+  active->scan_floor(vectors, moebius, backward, usable(threads));
+}
 
 }  // namespace
 
@@ -161,4 +165,5 @@ PYBIND11_MODULE(_kssm_kernels_cpu, m) {
   KSSM_CPU_CALLS(KSSM_DEFINE)
 #undef KSSM_DEFINE
   m.def("arithmetic_floor", &arithmetic_floor);
+  m.def("scan_floor", &scan_floor);
 }

@@ -11,5 +11,6 @@ KSSM_NAMESPACE_BEGIN
 KSSM_CPU_CALLS(KSSM_DECLARE)
 #undef KSSM_DECLARE
 void arithmetic_floor(int64_t vectors, int harmonics, int threads);
+void scan_floor(int64_t vectors, bool moebius, bool backward, int threads);
 
 KSSM_NAMESPACE_END

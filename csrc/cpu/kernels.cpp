@@ -39,7 +39,7 @@ void arithmetic_floor(int64_t vectors, int harmonics, int threads) {
 }
 
 #define KSSM_ENTRY(name, Call) name,
-const Kernels kernels = {KSSM_STRING(KSSM_ISA), kBytes, arithmetic_floor, KSSM_CPU_CALLS(KSSM_ENTRY)};
+const Kernels kernels = {KSSM_STRING(KSSM_ISA), kBytes, arithmetic_floor, scan_floor, KSSM_CPU_CALLS(KSSM_ENTRY)};
 #undef KSSM_ENTRY
 
 KSSM_NAMESPACE_END

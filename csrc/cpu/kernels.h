@@ -10,6 +10,7 @@ struct Kernels {
   const char* name;
   int vector_bytes;
   void (*arithmetic_floor)(int64_t vectors, int harmonics, int threads);
+  void (*scan_floor)(int64_t vectors, bool moebius, bool backward, int threads);
 #define KSSM_MEMBER(name, Call) bool (*name)(const Call&, int threads, Watch* watch);
   KSSM_CPU_CALLS(KSSM_MEMBER)
 #undef KSSM_MEMBER

@@ -95,7 +95,8 @@ def oscillator_scan(
 ) -> tuple[Tensor, Tensor]:
     """Order parameters [..., T, G, H] and states [..., T, D], both complex.
 
-    What needs no state is computed for all steps at once, the rest in a loop over time.
+    What needs no state is computed for all steps at once, the rest in a loop over time. Its steps come from unbind: the
+    gradient of indexing would be of the size of the whole for each of them.
     """
     g = torch.sigmoid(gate)
     keep = torch.sqrt(1 - (1 - 1e-6) * g * g) if kind == "stuart_landau" else 1 - g
@@ -117,13 +118,13 @@ def oscillator_scan(
         start = torch.complex(*initial_state).to(write.dtype).expand_as(start)
     z = start = start.reshape(*start.shape[:-1], *shape[-2:])
     states, orders = [], []
-    for t in range(p.shape[-2]):
+    strengths = [None] * p.shape[-2] if strength is None else strength.unbind(-2)
+    for t, (force, turned, strong) in enumerate(zip(write.unbind(-3), turn.unbind(-3), strengths, strict=True)):
         if reset is not None:
             z = torch.where(reset[..., t, None, None], start, z)
-        force = write[..., t, :, :]
-        if strength is not None:
-            force = force + strength[..., t, :, None] * seen_state(kind, z).mean(-1, keepdim=True)
-        z = turn[..., t, :, :] * z
+        if strong is not None:
+            force = force + strong.unsqueeze(-1) * seen_state(kind, z).mean(-1, keepdim=True)
+        z = turned * z
         if kind == "stuart_landau":
             z = z + force
         else:
