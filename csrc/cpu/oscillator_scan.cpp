@@ -121,7 +121,7 @@ template <class T, bool MOEBIUS>
 void forward_block(const OscillatorScanForward& call, const Block<T>& b, bool& ok, Watch* watch) {
   constexpr int64_t C = Run<T, MOEBIUS>::kChunk;
   const OscillatorScan& scan = call.scan;
-  Arena<T> arena(Run<T, MOEBIUS>::room(b) + Readout<T>::room(b, scan.harmonics) + (4 * C + 5) * b.lanes, ok);
+  Arena<T> arena(Run<T, MOEBIUS>::room(b) + Readout<T>::room(b, scan.harmonics) + (4 * C + 5) * b.lanes, b, ok);
   if (failed(ok)) return;
   Run<T, MOEBIUS> run(scan, b, arena);
   Readout<T> readout(call, b, arena);

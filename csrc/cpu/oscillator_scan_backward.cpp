@@ -28,15 +28,15 @@ template <class T, bool MOEBIUS> class Adjoint {
     v_ = parts(kChunk + 1);
     factor_ = arena.take((kChunk + 1) * L);
     mean_ = parts(kChunk + 1);
-    for (Parts<T>* p : {&carry_, &carry_seen_, &initial_, &force_, &given_, &run_mean_}) *p = parts(1);
-    lag_ = arena.take(L);
+    for (Parts<T>* p : {&carry_, &carry_seen_, &initial_, &force_, &given_, &run_mean_}) *p = {arena.zeros(L), arena.zeros(L)};
+    lag_ = arena.zeros(L);
     for (T*& out : outputs_) out = arena.take(L);
     rho_ = arena.take(kChunk * L);
     g_strength_ = arena.take(kChunk * L);
-    for (T*& part : order_) part = arena.take(kChunk * scan_.harmonics * b_.heads + W);
+    for (T*& part : order_) part = arena.zeros(kChunk * scan_.harmonics * b_.heads + W);
     order_row_ = arena.take(scan_.harmonics * b_.heads);
-    head_row_ = arena.take(kChunk * b_.heads);
-    head_rho_ = arena.take(kChunk * b_.heads);
+    head_row_ = arena.zeros(kChunk * b_.heads);
+    head_rho_ = arena.zeros(kChunk * b_.heads);
   }
 
   void run(Watch* watch) {
@@ -307,7 +307,7 @@ template <class T, bool MOEBIUS> bool backward(const OscillatorScanBackward& giv
   call.g_initial_im = redirected(call.g_initial_im, call.im_summed, im);
   parallel_for(blocks.count, worth_threads(work, threads), [&](int64_t i) {
     const Block<T> block = blocks.at(scan, i);
-    Arena<T> arena(Adjoint<T, MOEBIUS>::room(scan, block), ok);
+    Arena<T> arena(Adjoint<T, MOEBIUS>::room(scan, block), block, ok);
     if (failed(ok)) return;
     Adjoint<T, MOEBIUS>(call, block, arena).run(looking);
   }, looking);

@@ -70,11 +70,13 @@ template <class T> class Block {
     return copy;
   }
   void copy_in(int64_t code, const void* source, T* copy) const {
+    if (whole_ && code == code_of<T>()) return copy_lanes(static_cast<const T*>(source), copy);
     if (grid.n == grid.group) return load_row(code, source, 1, columns(), copy);
     for (int64_t h = 0; h < heads; ++h)
       load_row(code, element(source, code, h * grid.n), 1, grid.n, copy + h * grid.group);
   }
   void copy_out(int64_t code, const T* source, void* target) const {
+    if (whole_ && code == code_of<T>()) return copy_lanes(source, static_cast<T*>(target));
     if (grid.n == grid.group) return store_row(code, target, columns(), source);
     for (int64_t h = 0; h < heads; ++h)
       store_row(code, element(target, code, h * grid.n), grid.n, source + h * grid.group);
@@ -113,24 +115,37 @@ template <class T> class Block {
     for (int64_t o = 0; o < lanes; o += W) store(out + o, sum);
   }
 
+  bool whole() const { return whole_; }
+
   const Grid<T>& grid;
   const int64_t row, first, heads, lanes;
 
  private:
+  KSSM_FN void copy_lanes(const T* source, T* target) const {
+    for (int64_t o = 0; o < lanes; o += W) store(target + o, load(source + o));
+  }
+
   const bool whole_;  // every lane has an oscillator
 };
 
-// Scratch memory of one block, zeros at first, cut into rows of whole vectors.
+// Scratch memory of one block, cut into rows of whole vectors. All of it is zero at first where lanes have no oscillator:
+// nothing else writes those.
 template <class T> class Arena {
  public:
-  Arena(int64_t count, bool& ok) : memory_(padded<T>(count), ok), next_(memory_), left_(padded<T>(count)) {
-    if (next_) zero(next_, count);
+  Arena(int64_t count, const Block<T>& block, bool& ok)
+      : memory_(padded<T>(count), ok), next_(memory_), left_(padded<T>(count)) {
+    if (next_ && !block.whole()) zero(next_, count);
   }
   T* take(int64_t count) {
     T* const taken = next_;
     next_ += padded<T>(count);
     left_ -= padded<T>(count);
     if (left_ < 0) __builtin_trap();  // the room was counted wrong
+    return taken;
+  }
+  T* zeros(int64_t count) {
+    T* const taken = take(count);
+    zero(taken, count);
     return taken;
   }
 

@@ -45,11 +45,11 @@ template <class T, bool MOEBIUS> class Run {
   Run(const OscillatorScan& scan, const Block<T>& block, Arena<T>& arena)
       : scan_(scan), b_(block), coupled_(scan.coupling.data != 0), keeps_(scan.forget.data || scan.tied_leak) {
     for (T*& copy : inputs_) copy = arena.take(b_.lanes);
-    for (T** rows : {&heads_.strength, &heads_.slope, &heads_.forget}) *rows = arena.take(kChunk * b_.heads + W);
-    heads_.keep_lanes = arena.take(kChunk * b_.lanes + W);
-    heads_.strength_lanes = arena.take(kChunk * b_.lanes + W);
+    for (T** rows : {&heads_.strength, &heads_.slope, &heads_.forget}) *rows = arena.zeros(kChunk * b_.heads + W);
+    heads_.keep_lanes = arena.take(kChunk * b_.lanes);
+    heads_.strength_lanes = arena.take(kChunk * b_.lanes);
     for (Parts<T>* p : {&given_, &start_, &seen_start_, &start_mean_, &lag_})
-      *p = {arena.take(b_.lanes + W), arena.take(b_.lanes + W)};
+      *p = {arena.zeros(b_.lanes), arena.zeros(b_.lanes)};
     load_start();
   }
 
