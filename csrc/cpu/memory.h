@@ -113,6 +113,16 @@ inline void* allocate(int64_t bytes) {
   return memory;
 }
 
+// The same for an output that torch has just allocated: the whole huge pages in it, if it is a large one.
+inline void expect_writes(int64_t address, int64_t bytes) {
+  constexpr int64_t kHugePage = 2 << 20;
+  if (!address || bytes < 2 * kHugePage) return;
+#if defined(MADV_HUGEPAGE)
+  const int64_t first = (address + kHugePage - 1) / kHugePage * kHugePage, last = (address + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(pointer(first), static_cast<size_t>(last - first), MADV_HUGEPAGE);
+#endif
+}
+
 // Aligned scratch memory of one scope, up to 256 bytes of it in place: on tiny problems the allocations are most of what
 // a kernel costs. Clears `ok`, which threads share, if there is none; a count of 0 takes none.
 template <class T> class Buffer {

@@ -154,6 +154,9 @@ template <class T, bool MOEBIUS> bool forward(const OscillatorScanForward& call,
   const double work = scan_work<T>(call.scan);
   bool ok = true;
   Watch* const looking = watched(watch, work);
+  const int64_t width = call.scan.heads * call.scan.oscillators, size = dtype_size(code_of<T>());
+  const int64_t kept = call.scan.every ? call.scan.rows * (call.scan.steps / call.scan.every) * width * size : 0;
+  for (const int64_t states : {call.scan.states_re, call.scan.states_im}) expect_writes(states, kept);
   parallel_for(blocks.count, worth_threads(work, threads),
                [&](int64_t i) { forward_block<T, MOEBIUS>(call, blocks.at(call.scan, i), ok, looking); }, looking);
   return ok;

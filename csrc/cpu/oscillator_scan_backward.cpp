@@ -299,6 +299,10 @@ template <class T, bool MOEBIUS> bool backward(const OscillatorScanBackward& giv
   Buffer<T> re(rows_of(call.g_initial_re, call.re_summed, width), ok);
   Buffer<T> im(rows_of(call.g_initial_im, call.im_summed, width), ok);
   if (failed(ok)) return false;
+  const int64_t elements = scan.rows * scan.steps * width;
+  const int64_t targets[4] = {call.g_p, call.g_q, call.g_gate, call.g_phase};
+  const int64_t codes[4] = {scan.p.code, scan.q.code, scan.gate.code, scan.phase.code};
+  for (int k = 0; k < 4; ++k) expect_writes(targets[k], elements * dtype_size(codes[k]));
   const auto redirected = [](int64_t target, int64_t summed, T* rows) {
     return target && summed ? reinterpret_cast<int64_t>(rows) : target;
   };
