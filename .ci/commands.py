@@ -1,6 +1,6 @@
 """Every command of README.md and CONTRIBUTING.md, each in an environment that holds what its line installs and no more.
 
-    python .ci/commands.py WHEEL SCRATCH        runs them, and README's Python examples
+    python .ci/commands.py WHEEL SCRATCH        runs them, and the Python examples
     python .ci/commands.py --examples PYTHON    the examples alone, by that interpreter
 
 tests/test_commands.py finds the commands in the pages and holds them to COMMANDS: one without an entry fails there.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md")
+WITH_EXAMPLES = ("README.md", "docs/oscillator_scan.md")  # whose Python examples run
 TOOLS = "pip|pytest|python|kssm|bash|ruff|mypy"
 COMMAND = re.compile(rf"([A-Z_]+=\S+ )*(LD_PRELOAD=.*|({TOOLS})( .*|$))")
 
@@ -107,6 +108,9 @@ COMMANDS: dict[str, dict[str, Run | Part]] = {
         "KSSM_CUDA_ON_HOST=1 pytest -k cuda tests": Part(("cuda_on_host",)),
         "python -m bench.gpu_compile": Part(("gpu_compile",), "with --check, which writes no page"),
         "python -m bench.proof": Part(("tests",), "tests/optim/test_proof.py runs it with --quick"),
+        "python -m bench.proof.recall --seed 0 1 2 3 4 --plot docs/recall.svg": Run(
+            ('python -m bench.proof.recall --quick --plot "$EMPTY/recall.svg"',), "train,bench", "--quick, not to docs/"
+        ),
         "pytest tests bench -m gpu": Part((), "README's, above, runs it"),
         'pip install "setuptools>=77" pybind11 cmake ninja': Run(
             ('python -m pip install "setuptools>=77" pybind11 cmake ninja',), "", folder="copy"
@@ -142,8 +146,8 @@ def commands_of(text: str) -> list[str]:
     return [command for command in dict.fromkeys(found) if COMMAND.fullmatch(command)]
 
 
-def examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 def shell(command: str, folder: Path, **environment: str) -> None:
@@ -168,9 +172,10 @@ def shell(command: str, folder: Path, **environment: str) -> None:
 def run_examples(python: str) -> None:
     """Each example in a process of its own, in a folder where only installed packages are found."""
     with tempfile.TemporaryDirectory() as folder:
-        for number, example in enumerate(examples(), 1):
-            subprocess.run([python, "-c", example], cwd=folder, check=True)
-            print(f"README.md, Python example {number}: runs", flush=True)
+        for page in WITH_EXAMPLES:
+            for number, example in enumerate(examples(page), 1):
+                subprocess.run([python, "-c", example], cwd=folder, check=True)
+                print(f"{page}, Python example {number}: runs", flush=True)
 
 
 class Environments:
