@@ -213,7 +213,7 @@ def test_a_mirror_image_of_all_is_the_mirror_image(kind: str, backend: str) -> N
 
 
 def test_a_constant_moebius_write_is_a_hyperbolic_motion(backend: str) -> None:
-    """|z(T)| = tanh(T artanh |w|), and artanh |w| = arsinh |G|."""
+    """|z(T)| = tanh(T artanh |w|), and artanh |w| = arsinh |a|."""
     steps, force = 40, 0.05
     shape = (1, steps, 1)
     gate = torch.full(shape, -30.0, dtype=torch.float64)

@@ -1,20 +1,21 @@
 """Oscillator scan: heads of coupled oscillators whose state runs through a sequence, read out by order parameters.
 
-G heads of N oscillators, complex state z, D = G N. From the inputs of a step, per oscillator a write p + i q, a gate
-logit and a phase advance phi, per head a coupling logit k and a forget logit l:
+G heads of N oscillators, complex state z, D = G N. A step's inputs are, for each oscillator, a write p + i q, a gate
+logit and a phase advance phi; for each head, a coupling logit k and a forget logit l. The field and the readout see v:
 
-    g = sigmoid(gate),  d = g (p + i q),  f = sigmoid(l) or 0,  v(t-1) = u or z below,  Z(t-1) = (1/N) sum_j v_j(t-1)
+    g = sigmoid(gate),  d = g (p + i q),  f = sigmoid(l) or 0,  Z(t-1) = (1/N) sum_j v_j(t-1) of a head
 
-    stuart_landau   lam = sqrt(1 - (1 - 1e-6) g^2) (1 - f) exp(i phi),  K = sigmoid(k),  u = z / sqrt(1 + |z|^2)
+    stuart_landau   lam = sqrt(1 - (1 - 1e-6) g^2) (1 - f) exp(i phi),  K = sigmoid(k),  v = u = z / sqrt(1 + |z|^2)
                     z(t) = lam z(t-1) + d + K exp(-i alpha) Z(t-1)        (tied leak: lam (1 - K), no f)
     moebius         lam = (1 - g) (1 - f) exp(i phi),  K = log(1 + exp(k)),  v = z
-                    G = d + K exp(-i alpha) Z(t-1),  w = G / sqrt(1 + |G|^2),  s = lam z(t-1)
+                    a = d + K exp(-i alpha) Z(t-1),  w = a / sqrt(1 + |a|^2),  s = lam z(t-1)
                     z(t) = (s + w) / (1 + conj(w) s)
     readout         Z_n(t) = (1/N) sum_j v_j(t)^n,  n = 1..H
 
-The Moebius map is the exact solution of d theta/dt = Im(F exp(-i theta)) over one step; |w| < 1 is its write, and
-|z| <= 1 stays (S. Watanabe, S. H. Strogatz, Physica D 74 (1994); E. Ott, T. M. Antonsen, Chaos 18 (2008)). Where
-rounding leaves |z| > 1 the state is scaled back, its gradient unchanged.
+The Moebius map is the exact solution of d theta/dt = Im(h exp(-i theta)) over a time of 1, where h has the angle of a
+and |h| = 2 arsinh |a|. As |w| < 1, it takes the unit disc onto itself (S. Watanabe, S. H. Strogatz, Physica D 74
+(1994); E. Ott, T. M. Antonsen, Chaos 18 (2008)). Where rounding leaves |z| > 1 the state is scaled back, its gradient
+unchanged.
 
 The adjoint, with gX = dL/dRe X + i dL/dIm X and everything recomputed from z(t-1) and the inputs:
 
@@ -22,7 +23,7 @@ The adjoint, with gX = dL/dRe X + i dL/dIm X and everything recomputed from z(t-
                     u = z r, r = 1 / sqrt(1 + |z|^2):  gz += r (gu - u Re(conj(u) gu))
     stuart_landau   gd = gs = gF = gz,   s = lam z(t-1)
     moebius         x = n / c, n = s + w, c = 1 + conj(w) s:  gn = gx / conj(c),  gc = -gn conj(x),  gs = gn + gc w,
-                    gw = gn + conj(gc) s;   w = G r:  gd = gF = gG = r (gw - w Re(conj(w) gw))
+                    gw = gn + conj(gc) s;   w = a r:  gd = gF = ga = r (gw - w Re(conj(w) gw))
     coupling        with e = exp(-i alpha), F = K e Z, gF summed over the head:  gK = Re(conj(e Z) gF),
                     galpha = -Im(conj(F) gF),   gv_j(t-1) += K conj(e) gF / N
     both kinds      gz(t-1) += gs conj(lam),   rho = Re(gs conj(s)),   gphi = Im(gs conj(s)),   gp + i gq = g gd
@@ -210,46 +211,47 @@ def oscillator_scan(
 ) -> tuple[Any, ...]:
     """Runs G heads of N gated, coupled oscillators over T steps, and reads their order parameters at each.
 
-    Equations, with ``g = sigmoid(gate)``, ``d = g (p + i q)``, ``f = sigmoid(forget)`` or 0 and the head's mean field
-    ``Z = (1/N) sum_j v_j(t-1)``::
+    Equations. z is an oscillator's complex state, v what the readout and the other oscillators see of it. With the
+    write gate ``g = sigmoid(gate)``, the write ``d = g (p + i q)``, the forget gate ``f = sigmoid(forget)``, or 0 where
+    none is given, and the head's mean field ``Z = (1/N) sum_j v_j(t-1)``::
 
         stuart_landau   z(t) = sqrt(1 - (1 - 1e-6) g^2) (1 - f) exp(i phase) z(t-1) + d + K exp(-i phase_lag) Z
                         K = sigmoid(coupling),  v = z / sqrt(1 + |z|^2)
         moebius         z(t) = (s + w) / (1 + conj(w) s),  s = (1 - g) (1 - f) exp(i phase) z(t-1)
-                        w = G / sqrt(1 + |G|^2),  G = d + K exp(-i phase_lag) Z,  K = log(1 + exp(coupling)),  v = z
+                        w = a / sqrt(1 + |a|^2),  a = d + K exp(-i phase_lag) Z,  K = log(1 + exp(coupling)),  v = z
         readout         Z_n(t) = (1/N) sum_j v_j(t)^n,  n = 1 .. harmonics
 
     Args:
-        p, q: what is written, ``[..., T, D]``, D = G N, T >= 0; dimensionless; any strides. float32, float64, bfloat16
-            or float16; the last two are widened to float32 inside. Other tensors may have another of the four dtypes:
-            they are converted to the one computed in.
+        p, q: real and imaginary part of what is written, ``[..., T, D]``, D = G N, T >= 0; the oscillators of a head
+            lie side by side; dimensionless; any strides. float32, float64, bfloat16 or float16. p's dtype decides: the
+            scan is computed in it, or in float32 for the last two. Other tensors may have another of the four, and are
+            converted.
         gate: logit of the write gate g, ``[..., T, D]``.
         phase: advance of the phase in a step, radians, ``[..., T, D]``.
         coupling: logit k of the coupling strength, ``[..., T, G]``; None: no coupling.
-        forget: logit of the forget gate f, ``[..., T, G]``; None: f = 0.
+        forget: logit of the forget gate f, ``[..., T, G]``; None: nothing is forgotten.
         kind: ``"stuart_landau"`` or ``"moebius"``.
         heads: G; needed where neither ``coupling`` nor ``forget`` is given. A head has 1 to 1024 oscillators.
-        harmonics: H, 0 to 32.
+        harmonics: H, how many order parameters a head has, 0 to 32.
         phase_lag: alpha, radians; a number, or a tensor that broadcasts to ``[..., G]``.
-        tied_leak: stuart_landau with coupling, without forget: the state also loses the factor 1 - K.
+        tied_leak: for stuart_landau with coupling and without forget: z(t-1) is also multiplied by 1 - K.
         initial_state: (re, im), each broadcasting to ``[..., D]``; None: zero. For moebius, one outside of the unit
             disc is moved to its edge.
         reset: bool ``[..., T]``; true at t puts the initial state in place of z(t-1): a document begins at t.
-        cu_seqlens: int32 or int64 ``[documents + 1]``, where packed documents begin, from 0 to T; for one sequence,
-            ``[1, T, D]``. In place of ``reset``.
-        return_states: also return every state.
-        save: what is kept for backward: ``"all"`` states, or every S-th for an integer S; those between are computed
-            again. With ``return_states`` all are kept.
-        exact: False allows results that are equal to rounding, not to the bit: without coupling, the pure-torch path
-            then goes over time in parallel where T >= 16 and B D <= 4096, B being the number of sequences (the loop is
-            faster elsewhere). ``kssm_kernels.explain`` names the backend, which knows no shapes;
-            ``kssm_kernels.ops.oscillator_scan.runs_parallel`` says which form a shape takes in pure torch.
+        cu_seqlens: the same for documents packed into one sequence, ``[1, T, D]``, in place of ``reset``: int32 or
+            int64 ``[documents + 1]``, the first step of each document, then T.
+        return_states: also return the state after every step.
+        save: which states are kept for the backward pass: ``"all"``, or every S-th for an integer S; those between are
+            then computed again. It changes no bit. With ``return_states`` all are kept.
+        exact: False allows results that differ from the loop's by rounding. Only pure torch makes use of that: without
+            coupling, where T >= 16 and B D <= 4096, B being the number of sequences, it goes over time in parallel; the
+            loop is faster elsewhere. ``kssm_kernels.ops.oscillator_scan.runs_parallel`` says which form a shape takes.
 
     Returns:
         ``(Z_re, Z_im, (z_re, z_im))``: order parameters ``[..., T, G, H]`` in p's dtype, and the last state
         ``[..., D]`` in float32 (float64 for float64 p). With ``return_states`` also ``(z_re, z_im)``,
-        ``[..., T, D]``. All are differentiable with respect to every tensor but ``reset`` and ``cu_seqlens``. A
-        sequence that is cut and continued from its last state gives the bits of the whole one.
+        ``[..., T, D]``. All are differentiable with respect to every tensor but ``reset`` and ``cu_seqlens``. If
+        exact, a sequence that is cut and continued with its last state as the initial one gives the bits of the whole.
 
     Raises:
         TypeError, ValueError: bad argument, named with what was got and what was wanted.
@@ -295,14 +297,14 @@ def oscillator_step(
     phase_lag: Tensor | float | None = None,
     tied_leak: bool = False,
 ) -> tuple[Tensor, Tensor, State]:
-    """One step of :func:`kssm_kernels.oscillator_scan`: state in, state out, at a cost that knows no past.
+    """One step of :func:`kssm_kernels.oscillator_scan`: state in, state out, at a cost that no past adds to.
 
-    Equation: as there, for one t; the same bits.
+    Equation: as there, for one t; the same bits. Hand each call the state that the one before returned.
 
     Args:
         p, q, gate, phase: as there, ``[..., D]``.
         coupling, forget: as there, ``[..., G]``.
-        state: (re, im) before the step, each broadcasting to ``[..., D]``; None: zero.
+        state: (re, im) before the step, each broadcasting to ``[..., D]``; None, at the beginning: zero.
         kind, heads, harmonics, phase_lag, tied_leak: as there.
 
     Returns:
