@@ -103,9 +103,8 @@ def printed(runs: Sequence[Run]) -> None:
         print(f"{label:>8}{names}")
         for points in list(zip(*curves, strict=True))[:: 2 if label == "updates" else 1]:
             print(f"{points[0][0]:8d}" + "".join(f"{error:14.1f}°" for _, error in points))
-    print(
-        *(f"{run.who}, seed {run.seed}: {run.error:.1f}° in {run.seconds:.1f} s" for run in runs), sep="\n", flush=True
-    )
+    for run in runs:
+        print(f"{run.who}, seed {run.seed}: {run.error:.1f}° in {run.seconds:.1f} s", flush=True)
 
 
 def draw(runs: Sequence[Run], caption: str, target: Path) -> None:
@@ -126,7 +125,7 @@ def draw(runs: Sequence[Run], caption: str, target: Path) -> None:
     axes[1].axvline(LENGTH - 1, color="black", linewidth=0.8, linestyle="--", label="longest delay in training")
     for ax in axes:
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8, loc="upper right")
+        ax.legend(fontsize=8, loc="center")
     figure.suptitle("\n".join(textwrap.wrap(caption, 120)), fontsize=9)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, metadata={"Date": None})
