@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.gpu_compile import listing
 from bench.gpu_compile.cases import CASES, MANY_STEPS
 from bench.gpu_compile.listing import Code
-from kssm_kernels.backends import OPS
+from kssm_kernels.backends import OPS, no_kernels
 
 ROOT = Path(__file__).parents[2]
 NVIDIA, AMD = (80, 90, 100), ("gfx942",)
@@ -36,7 +36,8 @@ def recorded(lanes: int) -> Iterator[list[Launch]]:
     from kssm_kernels.ops.kuramoto import _triton_long
     from kssm_kernels.triton_math import launch as launching
 
-    modules: list[Any] = [*dict.fromkeys(map(_module, OPS)), _triton_long]
+    served = [op for op in OPS if not no_kernels(op, "triton")]
+    modules: list[Any] = [*dict.fromkeys(map(_module, served)), _triton_long]
     found: list[Launch] = []
 
     def record(kernel: Any, grid: Any, on: Tensor, *args: Any, **meta: Any) -> None:
