@@ -57,10 +57,9 @@ template <class T, bool MOEBIUS> class Run {
   bool keeps() const { return keeps_; }
   bool has_lag() const { return scan_.start.phase_lag != 0; }
   const HeadRows<T>& heads() const { return heads_; }
-  // The initial state as it was given, as the first step takes it, as the field sees it, and the mean of that.
+  // The initial state as it was given, as the first step takes it, and the mean of what the field sees of that.
   Parts<T> given() const { return given_; }
   Parts<T> start() const { return start_; }
-  Parts<T> seen_start() const { return seen_start_; }
   Parts<T> start_mean() const { return start_mean_; }
   Parts<T> lag() const { return lag_; }
 

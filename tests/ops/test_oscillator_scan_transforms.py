@@ -14,6 +14,7 @@ from torch.autograd.functional import jacobian
 
 from kssm_kernels import oscillator_scan, oscillator_step
 from tests.support.cases import DISPATCHER, Args, through
+from tests.support.graphs import CountingBackend
 from tests.support.oscillator_scan import KINDS, SEQUENCES, by_equation, by_package, drawn, gradients, leaves
 
 OP = "oscillator_scan"
@@ -279,12 +280,7 @@ def test_compile_fullgraph_forward_and_backward(compiler: str, backend: str) -> 
 
 def test_compile_with_dynamic_shapes_makes_one_graph(backend: str) -> None:
     torch._dynamo.reset()
-    count = 0
-
-    def counting(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        nonlocal count
-        count += 1
-        return graph.forward
+    counting = CountingBackend()
 
     def function(*t: Tensor) -> Any:
         return oscillator_scan(*t, heads=2, harmonics=3)[:2]
@@ -294,7 +290,7 @@ def test_compile_with_dynamic_shapes_makes_one_graph(backend: str) -> None:
         args = drawn((batch,), steps, 2, n, dtype=torch.float32).values()
         for got, want in zip(compiled(*args), function(*args), strict=True):
             assert torch.equal(got, want)
-    assert count == 1
+    assert counting.graphs == 1
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 import kssm_kernels
 from kssm_kernels import FusedKuramoto, bistable_coupling, kuramoto_features, kuramoto_update, order_parameters
 from tests.support.cases import SEED
+from tests.support.graphs import CountingBackend
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -86,13 +86,7 @@ def test_compile_fullgraph_forward_and_backward(compiler: str, backend: str) -> 
 
 def test_compile_with_dynamic_shapes_makes_one_graph(backend: str) -> None:
     torch._dynamo.reset()
-    count = 0
-
-    def counting(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        nonlocal count
-        count += 1
-        return graph.forward
-
+    counting = CountingBackend()
     compiled = torch.compile(
         lambda t, k: kuramoto_features(t, k, 3, return_phases=True), fullgraph=True, dynamic=True, backend=counting
     )
@@ -102,7 +96,7 @@ def test_compile_with_dynamic_shapes_makes_one_graph(backend: str) -> None:
             compiled(theta, coupling), kuramoto_features(theta, coupling, 3, return_phases=True), strict=True
         ):
             assert torch.equal(got, want)
-    assert count == 1
+    assert counting.graphs == 1
 
 
 def test_compile_with_numbers_that_change_between_calls(backend: str) -> None:
