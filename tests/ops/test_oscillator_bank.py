@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kssm_kernels import OscillatorBank
 from tests.support import naive
 
+OP = "oscillator_scan"
+
 OPTIONS: list[dict[str, Any]] = [
     {"kind": kind, "readout": readout, "coupling": coupling, "forget": forget, "initial": initial, "harmonics": 3}
     for kind in ("moebius", "stuart_landau")
