@@ -26,6 +26,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "moebius": ({"phase_lag": (2,)}, {"kind": "moebius", "reset": RESET}),
     "tied": ({"forget": False}, {"tied_leak": True}),
     "free": ({"coupling": False}, {"kind": "moebius"}),
+    "closed": ({"communities": 3, "phase_lag": (2,)}, {"reset": RESET}),
+    "closed moebius": ({"communities": 3, "coupling": False, "listen": False}, {"kind": "moebius", "reset": RESET}),
 }
 every = pytest.mark.parametrize("name", CASES)
 
@@ -225,7 +227,7 @@ def test_vmap_twice_and_of_a_step(backend: str) -> None:
 
 
 def _sample(kind: str, every_step: int, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
-    args = leaves(drawn((2,), 4, 2, 3, phase_lag=(2,), initial=(), dtype=dtype))
+    args = leaves(drawn((2,), 4, 2, 3, phase_lag=(2,), initial=(), communities=3, dtype=dtype))
     return (*args.values(), torch.rand(2, 4) < 0.3, kind, 2, 3, False, every_step, True)
 
 
@@ -239,13 +241,13 @@ def test_opcheck(every_step: int, kind: str, backend: str) -> None:
 def test_opcheck_of_fewer_operands_and_of_none_kept(backend: str) -> None:
     op: Any = torch.ops.kssm_kernels.oscillator_scan
     p, q, gate, phase = (v.detach() for v in _sample("moebius", 1, torch.bfloat16)[:4])
-    none = (None,) * 6
+    none = (None,) * 9
     torch.library.opcheck(op.default, (p, q, gate, phase, *none, "moebius", 2, 0, False, 0, True))
     empty = [v[:, :0].requires_grad_() for v in (p, q, gate, phase)]
     torch.library.opcheck(op.default, (*empty, *none, "stuart_landau", 2, 2, False, 1, True))
 
 
-@pytest.mark.parametrize("needed", [[True] * 9, [True, False] * 4 + [False]])
+@pytest.mark.parametrize("needed", [[True] * 12, [True, False] * 6])
 def test_opcheck_of_the_backward_op(needed: list[bool], backend: str) -> None:
     ops: Any = torch.ops.kssm_kernels
     sample = tuple(v.detach() if isinstance(v, Tensor) else v for v in _sample("stuart_landau", 1))

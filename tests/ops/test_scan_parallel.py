@@ -187,7 +187,7 @@ def test_a_nan_does_not_go_back_in_time(kind: str) -> None:
 
 
 def scan_of(p: Tensor, coupling: Tensor | None, exact: bool, every: int = 1) -> Scan:
-    return Scan(p, p, p, p, coupling, *[None] * 5, "moebius", G, H, False, every, exact)
+    return Scan(p, p, p, p, coupling, *[None] * 8, "moebius", G, H, False, every, exact)
 
 
 def test_the_rule() -> None:

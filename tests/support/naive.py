@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +93,18 @@ def oscillator_scan(
     tied_leak: bool = False,
     initial_state: tuple[Tensor, Tensor] | None = None,
     reset: Tensor | None = None,
+    feedback: tuple[Tensor, Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Order parameters [..., T, G, H] and states [..., T, D], both complex.
 
     What needs no state is computed for all steps at once, the rest in a loop over time. Its steps come from unbind: the
-    gradient of indexing would be of the size of the whole for each of them.
+    gradient of indexing would be of the size of the whole for each of them. A closed loop is a scan of one step after
+    another.
     """
+    if feedback is not None:
+        inputs = p, q, gate, phase, coupling, forget
+        options = {"kind": kind, "heads": heads, "harmonics": harmonics, "phase_lag": phase_lag, "tied_leak": tied_leak}
+        return _closed(inputs, feedback, initial_state, reset, options)
     g = torch.sigmoid(gate)
     keep = torch.sqrt(1 - (1 - 1e-6) * g * g) if kind == "stuart_landau" else 1 - g
     shape = (*p.shape[:-1], heads, p.shape[-1] // heads)
@@ -141,6 +148,48 @@ def oscillator_scan(
         empty = write.sum() + turn.sum()
         return empty.expand((*shape[:-1], harmonics)), empty.expand(p.shape)
     return torch.stack(orders, -3), torch.stack(states, -2)
+
+
+def _closed(
+    inputs: tuple[Tensor | None, ...],
+    feedback: tuple[Tensor, Tensor, Tensor | None],
+    initial_state: tuple[Tensor, Tensor] | None,
+    reset: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    p = inputs[0]
+    assert p is not None
+    c, u, listen = feedback
+    steps, width, heads = p.shape[-2], p.shape[-1], options["heads"]
+    shape = (*p.shape[:-2], width)
+    zero = torch.zeros(shape, dtype=p.dtype, device=p.device)
+    start = torch.complex(zero, zero) if initial_state is None else torch.complex(*initial_state).expand(shape)
+    strengths = [1.0] * steps if listen is None else torch.sigmoid(listen).unbind(-2)
+    by_step = [[None] * steps if x is None else x.unbind(-2) for x in inputs]
+    z, orders, states = start, [], []
+    for t, (strong, *given) in enumerate(zip(strengths, *by_step, strict=True)):
+        if reset is not None:
+            z = torch.where(reset[..., t, None], start, z)
+        y = strong * (seen_state(options["kind"], z) @ c.t().to(z.dtype))
+        moved = torch.cat([y.real, y.imag], -1) @ u.t()
+        *wide, forget = torch.split(moved, [width] * 4 + [u.shape[0] - 4 * width], -1)
+        moved_inputs = [
+            x if add is None or x is None else x + add for x, add in zip(given, (*wide, None, forget), strict=True)
+        ]
+        order, state = oscillator_scan(
+            *(None if x is None else x.unsqueeze(-2) for x in moved_inputs),  # type: ignore[arg-type]  # p .. are given
+            initial_state=(z.real, z.imag),
+            **options,
+        )
+        z = state.squeeze(-2)
+        orders.append(order)
+        states.append(state)
+    if not states:
+        moving = (x for x in (*inputs, *feedback, *(initial_state or ())) if x is not None)
+        empty = sum(x.sum() for x in moving) * torch.ones((), dtype=start.dtype, device=p.device)
+        assert isinstance(empty, Tensor)
+        return empty.expand((*shape[:-1], 0, heads, options["harmonics"])), empty.expand(p.shape)
+    return torch.cat(orders, -3), torch.cat(states, -2)
 
 
 def seen_state(kind: str, z: Tensor) -> Tensor:

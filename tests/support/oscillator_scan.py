@@ -13,7 +13,8 @@ from tests.support.cases import Args, Result
 
 KINDS = ("stuart_landau", "moebius")
 SEQUENCES = ("p", "q", "gate", "phase", "coupling", "forget")
-MOVING = (*SEQUENCES, "phase_lag", "initial_re", "initial_im")  # those that have a gradient
+LOOP = ("communities", "feedback", "listen")
+MOVING = (*SEQUENCES, "phase_lag", "initial_re", "initial_im", *LOOP)  # those that have a gradient
 
 
 def drawn(
@@ -26,10 +27,16 @@ def drawn(
     forget: bool = True,
     phase_lag: tuple[int, ...] | float | None = None,
     initial: tuple[int, ...] | None = None,
+    communities: int = 0,
+    listen: bool = True,
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Args:
-    """Tensors by name. ``initial``: the leading axes of the initial state, which lies inside the unit disc."""
+    """Tensors by name.
+
+    ``initial``: the leading axes of the initial state, which lies inside the unit disc. ``communities``: how many close
+    the loop; ``listen``: whether steps listen to them by strengths of their own.
+    """
 
     def normal(*shape: int, middle: float = 0.0, spread: float = 1.0) -> Tensor:
         return (middle + spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
@@ -48,12 +55,20 @@ def drawn(
         for part in ("initial_re", "initial_im"):
             inside = torch.rand((*initial, width), generator=generator, dtype=torch.float64)
             found[part] = (1.3 * inside - 0.65).to(dtype)
+    if communities:
+        found["communities"] = normal(communities, width, spread=width**-0.5)
+        rows = 4 * width + (heads if forget else 0)
+        found["feedback"] = normal(rows, 2 * communities, spread=0.5 * communities**-0.5)
+        if listen:
+            found["listen"] = normal(*batch, steps, communities)
     return found
 
 
 def _joined(args: Args) -> Args:
-    """The initial state as a pair."""
-    rest = {k: v for k, v in args.items() if not k.startswith("initial_")}
+    """The initial state as a pair, and what closes the loop as three."""
+    rest = {k: v for k, v in args.items() if not k.startswith("initial_") and k not in LOOP}
+    if "communities" in args:
+        rest["feedback"] = args["communities"], args["feedback"], args.get("listen")
     if "initial_re" in args:
         rest["initial_state"] = args["initial_re"], args["initial_im"]
     return rest

@@ -12,6 +12,11 @@ logit and a phase advance phi; for each head, a coupling logit k and a forget lo
                     z(t) = (s + w) / (1 + conj(w) s)
     readout         Z_n(t) = (1/N) sum_j v_j(t)^n,  n = 1..H
 
+Closed loop: M communities, signed sums over all D oscillators, move what the next step is made of. C [M, D] and
+U [4 D + G, 2 M] ([4 D, 2 M] without a forget gate) are real, K' = sigmoid(k) of logits k of [T, M], or 1:
+
+    Y(t-1) = C v(t-1),   F = [K' Re Y | K' Im Y],   (p, q, gate, phi, l)(t) += U F
+
 The Moebius map is the exact solution of d theta/dt = Im(h exp(-i theta)) over a time of 1, where h has the angle of a
 and |h| = 2 arsinh |a|. As |w| < 1, it takes the unit disc onto itself (S. Watanabe, S. H. Strogatz, Physica D 74
 (1994); E. Ott, T. M. Antonsen, Chaos 18 (2008)). Where rounding leaves |z| > 1 the state is scaled back, its gradient
@@ -30,6 +35,9 @@ The adjoint, with gX = dL/dRe X + i dL/dIm X and everything recomputed from z(t-
                     gl = -f sum_j rho;   tied leak: gk -= K sum_j rho
                     ggate = (1-g) Re(conj(d) gd) - g rho
                     (stuart_landau: - (1-1e-6) g^2 (1-g) rho / (1 - (1-1e-6) g^2) in place of - g rho)
+    closed loop     a: the gradients of (p, q, gate, phi, l);  gF = U^T a,  gY = K' gF as complex numbers,
+                    gv(t-1) += C^T gY,   gk = K' (1 - K') Re(conj(Y) gF)
+                    gU = sum_t a F^T,   gC = sum_t Re(gY conj(v(t-1))^T)
 """
 
 from __future__ import annotations
@@ -47,9 +55,11 @@ from kssm_kernels.ops.oscillator_scan import _tangent, _vmap
 from kssm_kernels.ops.oscillator_scan._parallel import runs_parallel as runs_parallel
 from kssm_kernels.ops.oscillator_scan._scan import (
     OPERANDS,
+    Grads,
     Scan,
     any_requires_grad,
     checked,
+    feedback_of,
     heads_of,
     keeping,
     lag_tensor,
@@ -63,6 +73,7 @@ from kssm_kernels.ops.oscillator_scan._scan import (
 SCAN, STEP = "oscillator_scan", "oscillator_step"
 
 State = tuple[Tensor, Tensor]  # (re, im)
+Feedback = tuple[Tensor, Tensor, Tensor | None]  # (C, U, k)
 Results = tuple[Tensor, ...]  # Z, last state, kept states: (re, im) of each
 
 
@@ -85,7 +96,7 @@ class _OscillatorScan(torch.autograd.Function):
         *tensors, states_re, states_im = ctx.saved_tensors
         kernel, rest = ctx.context
         s, needed = Scan(*tensors, *rest), ctx.needs_input_grad[2:]
-        given = (*grads, *[None] * (6 - len(grads)))
+        given = Grads(*grads)
         with torch.no_grad():
             if backward_path_of((*tensors, *grads)) is EAGER:
                 results = _gradients(kernel, s, states_re, states_im, given, needed)
@@ -101,7 +112,7 @@ def _rest(s: Scan) -> tuple[Any, ...]:
 
 
 def _gradients(
-    kernel: Any, s: Scan, states_re: Tensor, states_im: Tensor, grads: tuple[Any, ...], needed: tuple[bool, ...]
+    kernel: Any, s: Scan, states_re: Tensor, states_im: Tensor, grads: Grads, needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """Of the operands, in their shapes and dtypes; None where not needed."""
     if not s.every and s.steps:
@@ -113,7 +124,7 @@ def _gradients(
     for i, g in enumerate(grads):
         shape, dtype = shapes[i // 2]
         given.append(None if g is None else whole(f"the gradient of {names[i // 2]}", g, shape, s.p, dtype))
-    results: list[Tensor | None] = kernel.backward(s, *kept, *given, needed)
+    results: list[Tensor | None] = kernel.backward(s, *kept, Grads(*given), needed)
     for i, (result, source) in enumerate(zip(results, operands_of(s), strict=True)):
         if result is not None and source is not None:
             if result.shape != source.shape:
@@ -134,7 +145,7 @@ def _forward(*arguments: Any) -> Results:
 def _backward(*arguments: Any) -> Results:
     s = checked(SCAN, Scan(*arguments[: len(Scan._fields)]))
     states_re, states_im, *grads, needed = arguments[len(Scan._fields) :]
-    given = tuple(None if is_absent(g) else g for g in grads)
+    given = Grads(*(None if is_absent(g) else g for g in grads))
     results = _gradients(backends.kernel(SCAN, s.p), s, states_re, states_im, given, tuple(needed))
     return tuple(s.p.new_empty(0) if r is None else r for r in results)
 
@@ -153,8 +164,8 @@ def _fake(*arguments: Any) -> Results:
 
 _ARGUMENTS = (
     "Tensor p, Tensor q, Tensor gate, Tensor phase, Tensor? coupling, Tensor? forget, Tensor? phase_lag, "
-    "Tensor? initial_re, Tensor? initial_im, Tensor? reset, str kind, SymInt heads, SymInt harmonics, bool tied_leak, "
-    "SymInt every, bool exact"
+    "Tensor? initial_re, Tensor? initial_im, Tensor? communities, Tensor? feedback, Tensor? listen, Tensor? reset, "
+    "str kind, SymInt heads, SymInt harmonics, bool tied_leak, SymInt every, bool exact"
 )
 _OUTPUTS = "order_re", "order_im", "last_re", "last_im", "states_re", "states_im"
 _evaluate, _adjoint = registered(
@@ -205,6 +216,7 @@ def oscillator_scan(
     initial_state: State | None = None,
     reset: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
+    feedback: Feedback | None = None,
     return_states: bool = False,
     save: str | int = "all",
     exact: bool = True,
@@ -220,6 +232,9 @@ def oscillator_scan(
         moebius         z(t) = (s + w) / (1 + conj(w) s),  s = (1 - g) (1 - f) exp(i phase) z(t-1)
                         w = a / sqrt(1 + |a|^2),  a = d + K exp(-i phase_lag) Z,  K = log(1 + exp(coupling)),  v = z
         readout         Z_n(t) = (1/N) sum_j v_j(t)^n,  n = 1 .. harmonics
+
+    With ``feedback = (C, U, k)`` the loop is closed: sums over communities of oscillators, Y = C v(t-1), move what the
+    step is made of. [p | q | gate | phase | forget](t) becomes that plus ``U [K' Re Y | K' Im Y]``, K' = sigmoid(k).
 
     Args:
         p, q: real and imaginary part of what is written, ``[..., T, D]``, D = G N, T >= 0; the oscillators of a head
@@ -240,6 +255,9 @@ def oscillator_scan(
         reset: bool ``[..., T]``; true at t puts the initial state in place of z(t-1): a document begins at t.
         cu_seqlens: the same for documents packed into one sequence, ``[1, T, D]``, in place of ``reset``: int32 or
             int64 ``[documents + 1]``, the first step of each document, then T.
+        feedback: (C, U, k): C ``[M, D]``, real and signed; U ``[4 D + G, 2 M]``, or ``[4 D, 2 M]`` without ``forget``,
+            its rows in the order above; k ``[..., T, M]``, logits of how strongly a step listens to each community, or
+            None, K' = 1. The coupling's logits are not moved. A closed loop runs in pure torch, on CPUs too.
         return_states: also return the state after every step.
         save: which states are kept for the backward pass: ``"all"``, or every S-th for an integer S; those between are
             then computed again. It changes no bit. With ``return_states`` all are kept.
@@ -274,10 +292,11 @@ def oscillator_scan(
         if reset is not None:
             raise ValueError(f"{SCAN}: reset and cu_seqlens say the same; give one of them, got both")
         reset = reset_of_documents(SCAN, p, cu_seqlens)
-    initial = state_pair(SCAN, "initial_state", initial_state)
+    initial, loop = state_pair(SCAN, "initial_state", initial_state), feedback_of(SCAN, feedback)
     count, every = heads_of(SCAN, coupling, forget, heads), 1 if return_states else save_interval(SCAN, save)
     lag = lag_tensor(SCAN, p, phase_lag)
-    s = Scan(p, q, gate, phase, coupling, forget, lag, *initial, reset, kind, count, harmonics, tied_leak, every, exact)
+    operands = p, q, gate, phase, coupling, forget, lag, *initial, *loop
+    s = Scan(*operands, reset, kind, count, harmonics, tied_leak, every, exact)
     re, im, last_re, last_im, *states = _run(SCAN, s, return_states)
     return (re, im, (last_re, last_im), tuple(states)) if return_states else (re, im, (last_re, last_im))
 
@@ -296,6 +315,7 @@ def oscillator_step(
     harmonics: int = 4,
     phase_lag: Tensor | float | None = None,
     tied_leak: bool = False,
+    feedback: Feedback | None = None,
 ) -> tuple[Tensor, Tensor, State]:
     """One step of :func:`kssm_kernels.oscillator_scan`: state in, state out, at a cost that no past adds to.
 
@@ -306,6 +326,7 @@ def oscillator_step(
         coupling, forget: as there, ``[..., G]``.
         state: (re, im) before the step, each broadcasting to ``[..., D]``; None, at the beginning: zero.
         kind, heads, harmonics, phase_lag, tied_leak: as there.
+        feedback: (C, U, k), as there, with k ``[..., M]`` or None.
 
     Returns:
         ``(Z_re, Z_im, (z_re, z_im))``: order parameters ``[..., G, H]`` and the state ``[..., D]`` after the step.
@@ -324,7 +345,7 @@ def oscillator_step(
 
     def timed(name: str, value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() == 0:
-            raise ValueError(f"{STEP}: {name} must have shape [..., D] or [..., G], got ()")
+            raise ValueError(f"{STEP}: {name} must have shape [..., D], [..., G] or [..., M], got ()")
         return value.unsqueeze(-2) if isinstance(value, Tensor) else value
 
     re, im = state_pair(STEP, "state", state)
@@ -332,6 +353,8 @@ def oscillator_step(
     of_heads = timed("coupling", coupling), timed("forget", forget)
     write = timed("p", p), timed("q", q)
     gates = timed("gate", gate), timed("phase", phase)
-    s = Scan(*write, *gates, *of_heads, lag, re, im, None, kind, count, harmonics, tied_leak, 1, True)
+    communities, weights, listen = feedback_of(STEP, feedback)
+    loop = communities, weights, timed("feedback[2]", listen)
+    s = Scan(*write, *gates, *of_heads, lag, re, im, *loop, None, kind, count, harmonics, tied_leak, 1, True)
     order_re, order_im, last_re, last_im, *_ = _run(STEP, s, False)
     return order_re.squeeze(-3), order_im.squeeze(-3), (last_re, last_im)

@@ -11,8 +11,9 @@ from kssm_kernels.backends import cpu
 from kssm_kernels.backends.calls import address, packer
 from kssm_kernels.ops._dtypes import DTYPES
 from kssm_kernels.ops._memory import strided
+from kssm_kernels.ops.oscillator_scan import _torch
 from kssm_kernels.ops.oscillator_scan._calls import OscillatorScanBackward, OscillatorScanForward
-from kssm_kernels.ops.oscillator_scan._scan import Scan, result_shapes
+from kssm_kernels.ops.oscillator_scan._scan import Grads, Scan, operands_of, result_shapes
 
 _pack_forward, _pack_backward = packer(OscillatorScanForward), packer(OscillatorScanBackward)
 
@@ -71,6 +72,8 @@ def _fields(s: Scan, states_re: Tensor, states_im: Tensor, keep: list[Tensor]) -
 
 
 def forward(s: Scan) -> tuple[Tensor, ...]:
+    if s.communities is not None:
+        return _torch.forward(s)
     keep: list[Tensor] = []  # owns the memory until the kernel is done
     results = tuple(s.p.new_empty(shape, dtype=dtype) for shape, dtype in result_shapes(s) for _ in range(2))
     order_re, order_im, last_re, last_im, states_re, states_im = results
@@ -84,20 +87,16 @@ def backward(
     s: Scan,
     states_re: Tensor,
     states_im: Tensor,
-    g_order_re: Tensor | None,
-    g_order_im: Tensor | None,
-    g_last_re: Tensor | None,
-    g_last_im: Tensor | None,
-    g_states_re: Tensor | None,
-    g_states_im: Tensor | None,
+    given: Grads,
     needed: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Gradients of the operands; the start's in the compute dtype, one row or ``[..., columns]``."""
+    if s.communities is not None:
+        return _torch.backward(s, states_re, states_im, given, needed)
     keep: list[Tensor] = []
     results: list[Tensor | None] = []
     summed: list[bool] = []
-    sources = s.p, s.q, s.gate, s.phase, s.coupling, s.forget, s.phase_lag, s.initial_re, s.initial_im
-    for i, (source, need) in enumerate(zip(sources, needed, strict=True)):
+    for i, (source, need) in enumerate(zip(operands_of(s)[:9], needed[:9], strict=True)):
         if source is None or not need:
             results.append(None)
         elif i < 6:
@@ -108,9 +107,9 @@ def backward(
             results.append(source.new_empty(shape, dtype=s.compute))
         if i >= 6:
             summed.append(source is not None and _is_shared(source))
-    given = address(g_last_re), address(g_last_im), address(g_states_re), address(g_states_im)
-    orders = address(g_order_re), address(g_order_im), DTYPES[s.p.dtype][0]
+    orders = address(given.order_re), address(given.order_im), DTYPES[s.p.dtype][0]
+    rest = address(given.last_re), address(given.last_im), address(given.states_re), address(given.states_im)
     targets = [address(r) for r in results]
-    call = _pack_backward(*_fields(s, states_re, states_im, keep), *orders, *given, *targets, *summed)
+    call = _pack_backward(*_fields(s, states_re, states_im, keep), *orders, *rest, *targets, *summed)
     cpu.extension.oscillator_scan_backward(call, torch.get_num_threads())
-    return results
+    return [*results, None, None, None]

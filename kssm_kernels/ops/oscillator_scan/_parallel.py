@@ -48,7 +48,7 @@ from kssm_kernels.ops.oscillator_scan._scan import Scan
 from kssm_kernels.ops.oscillator_scan._step import Pair
 
 if TYPE_CHECKING:
-    from kssm_kernels.ops.oscillator_scan._torch import Segment
+    from kssm_kernels.ops.oscillator_scan._call import Segment
 
 LEAST_STEPS = 16
 MOST_STATES = 4096  # of a step
@@ -70,7 +70,7 @@ def runs_parallel(rows: int, steps: int, width: int, every: int = 1) -> bool:
 
 def wins(s: Scan) -> bool:
     """Forward and backward ask, and get the same answer."""
-    if s.exact or s.coupling is not None:
+    if s.exact or s.coupling is not None or s.communities is not None:
         return False
     return runs_parallel(s.batch_shape.numel(), s.steps, s.p.shape[-1], s.every)
 

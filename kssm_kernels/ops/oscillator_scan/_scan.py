@@ -28,6 +28,9 @@ class Scan(NamedTuple):
     phase_lag: Tensor | None  # broadcasts to [B, G]
     initial_re: Tensor | None  # broadcasts to [B, D]
     initial_im: Tensor | None
+    communities: Tensor | None  # C [M, D]
+    feedback: Tensor | None  # U [4 D + G, 2 M] with forget, [4 D, 2 M] without
+    listen: Tensor | None  # k [B, T, M]
     reset: Tensor | None  # [B, T], bool
     kind: str
     heads: int
@@ -54,20 +57,30 @@ class Scan(NamedTuple):
         return DTYPES[self.p.dtype][1]
 
 
-OPERANDS = 9
+OPERANDS = 12
+SEQUENCES = 6  # p, q, gate, phase, coupling, forget
 
 
-def operands_of(s: Scan) -> tuple[Tensor | None, ...]:
+class Grads(NamedTuple):
+    """Gradients of the results: Z and the last state, and, where they were returned, the states. None: zero."""
+
+    order_re: Tensor | None = None
+    order_im: Tensor | None = None
+    last_re: Tensor | None = None
+    last_im: Tensor | None = None
+    states_re: Tensor | None = None
+    states_im: Tensor | None = None
+
+
+def operands_of(s: Scan) -> tuple[Any, ...]:
     """The differentiable fields, one by one: torch.compile fails on a slice of a named tuple (torch 2.8)."""
-    inputs = s.p, s.q, s.gate, s.phase, s.coupling, s.forget
-    return *inputs, s.phase_lag, s.initial_re, s.initial_im
+    start = s.phase_lag, s.initial_re, s.initial_im
+    return s.p, s.q, s.gate, s.phase, s.coupling, s.forget, *start, s.communities, s.feedback, s.listen
 
 
 def keeping(s: Scan, every: int) -> Scan:
     """The same with another interval of kept states."""
-    sequences = s.p, s.q, s.gate, s.phase, s.coupling, s.forget
-    rest = s.reset, s.kind, s.heads, s.harmonics, s.tied_leak
-    return Scan(*sequences, s.phase_lag, s.initial_re, s.initial_im, *rest, every, s.exact)
+    return Scan(*operands_of(s), s.reset, s.kind, s.heads, s.harmonics, s.tied_leak, every, s.exact)  # type: ignore[call-arg]  # as many
 
 
 def any_requires_grad(s: Scan) -> bool:
@@ -156,9 +169,26 @@ def checked(op: str, s: Scan) -> Scan:
             raise ValueError(f"{op}: reset must be on p's device {s.p.device}, got {s.reset.device}")
         _shaped(op, "reset", s.reset, s.p.shape[:-1], "..., T")
     every = as_integer(op, "save", s.every, 0, 2**31 - 1)
-    sequences = s.p, s.q, s.gate, s.phase, s.coupling, s.forget
-    rest = s.reset, s.kind, heads, harmonics, s.tied_leak
-    return Scan(*sequences, s.phase_lag, s.initial_re, s.initial_im, *rest, every, s.exact)
+    _check_feedback(op, s, heads)
+    return Scan(*operands_of(s), s.reset, s.kind, heads, harmonics, s.tied_leak, every, s.exact)  # type: ignore[call-arg]  # as many
+
+
+def _check_feedback(op: str, s: Scan, heads: int) -> None:
+    if s.communities is None or s.feedback is None:
+        if (s.communities, s.feedback, s.listen) != (None, None, None):
+            raise ValueError(f"{op}: feedback must be (C, U, k) with tensors C and U, got None for one of them")
+        return
+    width = s.p.shape[-1]
+    _floating(op, "feedback[0]", s.communities, s.p)
+    if s.communities.dim() != 2 or s.communities.shape[0] == 0 or s.communities.shape[1] != width:
+        raise ValueError(f"{op}: feedback[0] must have shape [M, D = {width}], got {tuple(s.communities.shape)}")
+    count = s.communities.shape[0]
+    _floating(op, "feedback[1]", s.feedback, s.p)
+    rows, letters = (4 * width, "4 D, 2 M") if s.forget is None else (4 * width + heads, "4 D + G, 2 M")
+    _shaped(op, "feedback[1]", s.feedback, (rows, 2 * count), letters)
+    if s.listen is not None:
+        _floating(op, "feedback[2]", s.listen, s.p)
+        _shaped(op, "feedback[2]", s.listen, (*s.p.shape[:-1], count), "..., T, M")
 
 
 def _given(value: Tensor | None) -> str:
@@ -191,6 +221,18 @@ def state_pair(op: str, name: str, state: Any) -> tuple[Tensor | None, Tensor | 
     if not isinstance(state, (tuple, list)) or len(state) != 2:
         raise TypeError(f"{op}: {name} must be a pair of tensors (re, im) or None, got {type(state).__name__}")
     return state[0], state[1]
+
+
+def feedback_of(op: str, feedback: Any) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """C, U and k."""
+    if feedback is None:
+        return None, None, None
+    if not isinstance(feedback, (tuple, list)) or len(feedback) != 3:
+        raise TypeError(f"{op}: feedback must be (C, U, k) or None, got {type(feedback).__name__}")
+    c, u, k = feedback
+    if c is None or u is None:
+        raise TypeError(f"{op}: feedback must be (C, U, k) with tensors C and U, got None for one of them")
+    return c, u, k
 
 
 def save_interval(op: str, save: Any) -> int:

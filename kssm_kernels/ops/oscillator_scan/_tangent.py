@@ -5,6 +5,7 @@ The tangent of a step, with d for a tangent and the names of __init__.py:
     dlam = lam (dlog|lam| + i dphi),   ds = dlam z + lam dz,   dF = K exp(-i alpha) (dZ + Z (dk K'/K - i dalpha))
     stuart_landau   dz <- ds + dd + dF,   du = r (dz - u Re(conj(u) dz))
     moebius         dw = r (dG - w Re(conj(w) dG)),   dz <- (ds + dw - z (conj(dw) s + conj(w) ds)) / c
+    closed loop     d(p, q, gate, phi, l) += dU F + U dF,   dF = K' (dY + (1 - K') dk Y) in parts,   dY = dC v + C dv
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from kssm_kernels.ops.oscillator_scan import _step
+from kssm_kernels.ops.oscillator_scan._call import Call, Segment
+from kssm_kernels.ops.oscillator_scan._loop import Communities, Loop
 from kssm_kernels.ops.oscillator_scan._scan import LEAK, OPERANDS, Scan
-from kssm_kernels.ops.oscillator_scan._step import Pair
-from kssm_kernels.ops.oscillator_scan._torch import Call
+from kssm_kernels.ops.oscillator_scan._step import Heads, Pair
 
 
 def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -29,13 +31,17 @@ def tangents(arguments: tuple[Any, ...], given: tuple[Any, ...], outputs: tuple[
     orders: list[Pair] = []
     kept: list[Pair] = []
     for t in range(s.steps):
-        segment = call.segment(t, t + 1)
-        gates, strength, reset = segment.at(0)
-        before = call.before(reset, z)
+        reset = None if s.reset is None else s.reset.select(-1, t)[..., None, None]
         if reset is not None:
             fresh = moving.initial()
             dz = torch.where(reset, fresh[0], dz[0]), torch.where(reset, fresh[1], dz[1])
-        z, dz = moving.step(t, segment, gates, strength, before, dz)
+        moved: Any = (0.0,) * 5
+        if call.loop is None:
+            segment, before = call.segment(t, t + 1), call.before(reset, z)
+        else:
+            segment, before, seen = call.closed_step(t, z)
+            moved = moving.by_loop(call.loop, t, seen, _seen_tangent(s, before, dz)[1])
+        z, dz = moving.step(t, segment, before, dz, moved)
         if s.every and (t + 1) % s.every == 0:
             kept.append(dz)
         orders.append(_order_tangent(s, z, dz))
@@ -74,10 +80,29 @@ class _Moving:
         g = g.select(-2, t).to(self.call.dtype)
         return g.unsqueeze(-1) if i > 3 else self.call.by_heads(g)
 
-    def step(self, t: int, segment: Any, gates: Any, strength: Any, before: Pair, dz: Pair) -> tuple[Pair, Pair]:
-        """State and tangent after step t."""
+    def by_loop(self, loop: Loop, t: int, seen: Communities, dv: Pair) -> list[Tensor]:
+        """Of what the loop adds to p, q, gate, phase [..., G, N] and forget [..., G, 1]."""
+        dc, du, dk = (None if g is None else g.to(self.call.dtype) for g in self.given[9:12])
+        flat = dv[0].reshape(seen.v[0].shape), dv[1].reshape(seen.v[1].shape)
+        dy = flat[0] @ loop.c.t(), flat[1] @ loop.c.t()
+        if dc is not None:
+            dy = _step.plus(dy, (seen.v[0] @ dc.t(), seen.v[1] @ dc.t()))
+        if seen.strength is not None:
+            if dk is not None:
+                dy = _step.plus(dy, _step.scaled(seen.y, (1 - seen.strength) * dk.select(-2, t)))
+            dy = _step.scaled(dy, seen.strength)
+        moved = torch.cat(dy, -1) @ loop.u.t()
+        if du is not None:
+            moved = moved + seen.f @ du.t()
+        parts = torch.split(moved, loop.sizes, -1)
+        return [*(self.call.by_heads(part) for part in parts[:4]), *(part.unsqueeze(-1) for part in parts[4:])]
+
+    def step(self, t: int, segment: Segment, before: Pair, dz: Pair, moved: Any) -> tuple[Pair, Pair]:
+        """State and tangent after step t; ``moved``: the tangents of what the loop adds to its inputs."""
         s, call = self.s, self.call
-        dp, dq, d_gate, d_phase, dk, d_forget = (self._at(i, t) for i in range(6))
+        gates, strength, _ = segment.at(0)
+        dp, dq, d_gate, d_phase = (self._at(i, t) + moved[i] for i in range(4))
+        dk = self._at(4, t)
         dd = gates.shut * d_gate  # of log g
         d_force = gates.open * dp + gates.d[0] * dd, gates.open * dq + gates.d[1] * dd
         if s.kind == "moebius":
@@ -86,14 +111,14 @@ class _Moving:
             d_size = -LEAK * gates.open * gates.open * gates.shut / gates.decay * d_gate
         heads = segment.heads
         if heads.forget is not None:
-            d_size = d_size - heads.forget.select(-3, 0) * d_forget
-        if s.tied_leak:
+            d_size = d_size - heads.forget.select(-3, 0) * (self._at(5, t) + moved[4])
+        if s.tied_leak and strength is not None:
             d_size = d_size - strength * dk
         turned = _step.times(gates.lam, before)
         ds = _step.times(gates.lam, dz)
         ds = ds[0] + turned[0] * d_size - turned[1] * d_phase, ds[1] + turned[1] * d_size + turned[0] * d_phase
         if strength is not None:
-            d_force = _step.plus(d_force, self._field(strength, heads.slope.select(-3, 0), dk, before, dz))
+            d_force = _step.plus(d_force, self._field(strength, heads, dk, before, dz))
         forces = call.forces(gates, strength, before)
         after = _step.step(s, gates, forces, before)
         if s.kind == "stuart_landau":
@@ -105,7 +130,9 @@ class _Moving:
         x = _step.times_conjugate(dn, m.c)
         return after, (x[0] / m.size, x[1] / m.size)
 
-    def _field(self, strength: Tensor, slope: Tensor, dk: Tensor, before: Pair, dz: Pair) -> Pair:
+    def _field(self, strength: Tensor, heads: Heads, dk: Tensor, before: Pair, dz: Pair) -> Pair:
+        assert heads.slope is not None
+        slope = heads.slope.select(-3, 0)
         s, lag = self.s, self.call.lag
         v, dv = _seen_tangent(s, before, dz)
         turned, force = _step.field(strength, lag, v)

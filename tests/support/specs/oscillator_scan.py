@@ -16,14 +16,16 @@ from tests.support.tolerance import inside, largest, stored_slack
 
 WIDENED = ("last_re", "last_im", "states_re", "states_im")
 DISPLACEMENT = 1e-6
-DRAWN = ("coupling", "forget", "initial", "reset")  # options that say which operands there are
+DRAWN = ("coupling", "forget", "initial", "reset", "communities", "listen")  # options that say which operands there are
 
 
 def _draw(case: Case, dtype: torch.dtype, g: torch.Generator, ready: Callable[[Tensor], Tensor]) -> Args:
     options, (*batch, steps, width) = dict(case.options), case.shape
     heads = options["heads"]
     initial = {"shared": (), "each": tuple(batch), None: None}[options.get("initial")]
-    given = {k: options.get(k, True) for k in ("coupling", "forget")}
+    given = {k: options.get(k, True) for k in ("coupling", "forget", "listen")} | {
+        "communities": options.get("communities", 0)
+    }
     args = oscillator_scan.drawn(
         tuple(batch), steps, heads, width // heads, phase_lag=case.phase_lag, initial=initial, generator=g, **given
     )
@@ -135,6 +137,16 @@ def _cases() -> list[Case]:
         *(case((2,), 7, 2, n, h, mb=m, **kept, **each)
           for n, h, m in ((5, 4, False), (8, 4, True), (3, 0, False), (17, 0, True))),
         *(case((2,), 2, 1, 3, mb=m, **kept, **none) for m in (False, True)),
+        # closed loops
+        *(case((3,), 7, 2, n, 2, mb=m, communities=c, **free, **each)
+          for n, c in ((5, 1), (8, 3), (16, 17)) for m in (False, True)),
+        *(case((2,), 5, 3, 3, mb=m, communities=4, phase_lag=(2, 3), **shared) for m in (False, True)),
+        *(case((9,), 3, 1, 33, 1, mb=m, communities=2, listen=False, **none) for m in (False, True)),
+        *(case((), 20, 2, 4, mb=m, communities=5, listen=False, save=3, **free) for m in (False, True)),
+        *(case((2, 3), 4, 2, 4, 0, mb=m, communities=2, **kept, **faithful) for m in (False, True)),
+        *(case((2,), t, 2, 3, mb=t == 1, communities=3, **each) for t in (0, 1)),
+        case((2,), 4, 2, 7, communities=3, save=64, **tied, **shared),
+        case((0,), 3, 2, 4, communities=3),
         # memory
         *(case((4,), 5, 2, 6, layout=v, mb=m)
           for v in ("projection", "transposed", "every-second", "expanded") for m in (False, True)),
