@@ -115,11 +115,18 @@ struct ScanStart {
   int64_t phase_lag, lag_stride;              // [rows, heads]
   int64_t initial_re, initial_im, re_stride, im_stride;  // [rows, heads * oscillators]
 };
+// The closed loop: C [communities, heads * oscillators], U [4 heads * oscillators (+ heads with forget), 2 communities],
+// dense, in the compute dtype, and the logits of how strongly a step listens. communities 0: an open loop.
+struct ScanLoop {
+  int64_t communities, c, u;
+  ScanSequence listen;
+};
 struct OscillatorScan {
   int64_t rows, steps, heads, oscillators, code;  // code: of the arithmetic
   int64_t moebius, tied_leak, harmonics;
   ScanSequence p, q, gate, phase, coupling, forget;
   ScanStart start;
+  ScanLoop loop;
   int64_t reset;                         // bytes [rows, steps]
   int64_t every, states_re, states_im;  // [rows, steps / every, heads * oscillators]: after steps every, 2 every, ..
 };
@@ -129,11 +136,18 @@ struct OscillatorScanForward {
 };
 // Gradients of sequences are contiguous, in the dtypes of those they belong to. Those of the start are in the compute
 // dtype, [rows, ..] or summed over the rows.
+//
+// What the gradients of C and U are products of, in the compute dtype: v(t-1) [rows, steps, heads * oscillators], F and
+// the gradient of Y [rows, steps, 2 communities].
+struct ScanLoopGradients {
+  int64_t v_re, v_im, f, g_y, g_listen;
+};
 struct OscillatorScanBackward {
   OscillatorScan scan;
   int64_t g_order_re, g_order_im, order_code, g_last_re, g_last_im, g_states_re, g_states_im;
   int64_t g_p, g_q, g_gate, g_phase, g_coupling, g_forget;
   int64_t g_lag, g_initial_re, g_initial_im, lag_summed, re_summed, im_summed;
+  ScanLoopGradients loop;
 };
 
 // ---- sign_split ----

@@ -88,7 +88,7 @@ template <class T> class Block {
 
   // The vector at lane `o` of heads' values, each in all lanes of its head; reads up to W values behind the last.
   KSSM_FN Vec<T> spread(const T* values, int64_t o) const {
-    if (grid.joint()) return splat<Vec<T>>(values[0]);
+    if (grid.joint()) return splat<Vec<T>>(values[o / grid.group]);
     Vec<T> x = load(values + o / grid.group);
     for (int64_t g = 1; g < grid.group; g *= 2) x = interleaved<false>(x, x);
     return x;
@@ -109,10 +109,12 @@ template <class T> class Block {
       for (int64_t o = 0; o < lanes; o += W) store(out + o, splat<Vec<T>>(factor) * group_sum(load(x + o), grid.group));
       return;
     }
-    Vec<T> sum = load(x);
-    for (int64_t o = W; o < lanes; o += W) sum = sum + load(x + o);
-    sum = splat<Vec<T>>(factor) * group_sum(sum, W);
-    for (int64_t o = 0; o < lanes; o += W) store(out + o, sum);
+    for (int64_t begin = 0; begin < lanes; begin += grid.group) {
+      Vec<T> sum = load(x + begin);
+      for (int64_t o = begin + W; o < begin + grid.group; o += W) sum = sum + load(x + o);
+      sum = splat<Vec<T>>(factor) * group_sum(sum, W);
+      for (int64_t o = begin; o < begin + grid.group; o += W) store(out + o, sum);
+    }
   }
 
   bool whole() const { return whole_; }

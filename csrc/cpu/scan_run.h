@@ -55,11 +55,13 @@ template <class T, bool MOEBIUS> class Run {
 
   bool coupled() const { return coupled_; }
   bool keeps() const { return keeps_; }
+  bool forgets() const { return scan_.forget.data != 0; }
   bool has_lag() const { return scan_.start.phase_lag != 0; }
   const HeadRows<T>& heads() const { return heads_; }
   // The initial state as it was given, as the first step takes it, and the mean of what the field sees of that.
   Parts<T> given() const { return given_; }
   Parts<T> start() const { return start_; }
+  Parts<T> seen_start() const { return seen_start_; }
   Parts<T> start_mean() const { return start_mean_; }
   Parts<T> lag() const { return lag_; }
 
@@ -83,11 +85,22 @@ template <class T, bool MOEBIUS> class Run {
       for (int64_t i = 0; i < count; ++i) b_.only_live(heads_.strength_lanes + i * b_.lanes);
       if (scan_.tied_leak) expand(heads_.forget, count, heads_.keep_lanes);
     }
-    if (scan_.forget.data) {
+    if (scan_.forget.data && !scan_.loop.communities) {
       load_logits(scan_.forget, t0, count, heads_.forget);
       for (int64_t i = 0; i < total; i += W) store(heads_.forget + i, sigmoid(load(heads_.forget + i)).shut);
       expand(heads_.forget, count, heads_.keep_lanes);  // here 1 - f
     }
+  }
+
+  // The same for one step's forget logits.
+  void set_forget(int64_t i, const T* logits) {
+    T* const forget = heads_.forget + i * b_.heads;
+    for (int64_t h = 0; h < b_.heads; h += W) {  // the next step's lie behind the last one
+      const V shut = sigmoid(load(logits + h)).shut;
+      const int64_t count = b_.heads - h < W ? b_.heads - h : W;
+      __builtin_memcpy(forget + h, &shut, sizeof(T) * static_cast<size_t>(count));
+    }
+    b_.expand(forget, heads_.keep_lanes + i * b_.lanes);
   }
 
   // Where a step's p, q, gate and phase lie in lanes.
@@ -133,21 +146,24 @@ template <class T, bool MOEBIUS> class Run {
   void chunk(int64_t t0, int64_t count, Parts<T> before, Parts<T> mean, Parts<T> states, Parts<T> v) {
     load_heads(t0, count);
     for (int64_t i = 0; i < count; ++i) {
-      const Parts<T> after = states.row(i, b_.lanes), shown = v.row(i, b_.lanes);
-      const bool reset = is_reset(t0 + i);
-      const Parts<T> from = reset ? start_ : before, field = reset ? start_mean_ : mean;
-      const Inputs in = inputs(t0 + i);
-      for (int64_t o = 0; o < b_.lanes; o += W) {
-        const WriteGates<V> g = gates(in, i, o);
-        Complex<V> force = g.d;
-        if (coupled_) force = force + strength(i, o) * turned(field, o);
-        const Complex<V> z = step<MOEBIUS>(g.lam * from.at(o), force);
-        after.set(o, z);
-        if constexpr (!MOEBIUS) shown.set(o, seen<MOEBIUS>(z));
-      }
-      if (coupled_) means(MOEBIUS ? after : shown, mean);
+      const Parts<T> after = states.row(i, b_.lanes);
+      one_step(t0 + i, i, inputs(t0 + i), before, mean, after, v.row(i, b_.lanes));
       before = after;
     }
+  }
+  // Step t, number i of its chunk, of inputs that lie in lanes.
+  void one_step(int64_t t, int64_t i, const Inputs& in, Parts<T> before, Parts<T> mean, Parts<T> after, Parts<T> v) const {
+    const bool reset = is_reset(t);
+    const Parts<T> from = reset ? start_ : before, field = reset ? start_mean_ : mean;
+    for (int64_t o = 0; o < b_.lanes; o += W) {
+      const WriteGates<V> g = gates(in, i, o);
+      Complex<V> force = g.d;
+      if (coupled_) force = force + strength(i, o) * turned(field, o);
+      const Complex<V> z = step<MOEBIUS>(g.lam * from.at(o), force);
+      after.set(o, z);
+      if constexpr (!MOEBIUS) v.set(o, seen<MOEBIUS>(z));
+    }
+    if (coupled_) means(MOEBIUS ? after : v, mean);
   }
 
  private:
@@ -218,10 +234,11 @@ template <class T> struct Blocks {
   ((scan).code == kFloat64 ? ((scan).moebius ? body<double, true>(__VA_ARGS__) : body<double, false>(__VA_ARGS__)) \
                            : ((scan).moebius ? body<float, true>(__VA_ARGS__) : body<float, false>(__VA_ARGS__)))
 
-// Vector operations of a call, about: a hundred for each vector of oscillators and step, more with many harmonics.
+// Vector operations of a call, about: a hundred for each vector of oscillators and step, more with many harmonics and
+// with communities.
 template <class T> double scan_work(const OscillatorScan& scan) {
   return static_cast<double>(scan.rows * scan.steps * scan.heads * scan.oscillators) / kLanes<T> *
-         static_cast<double>(100 + 6 * scan.harmonics);
+         static_cast<double>(100 + 6 * scan.harmonics + 10 * scan.loop.communities);
 }
 
 KSSM_NAMESPACE_END

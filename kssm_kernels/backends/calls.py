@@ -13,7 +13,7 @@ from typing import Any, NewType, get_args, get_type_hints
 
 # The first twelve digits of csrc/calls.h's SHA-256. Both libraries carry those of the header that they were built from,
 # so that a source checkout which shadows an older installed library says so instead of crashing.
-ABI = "62291482d593"
+ABI = "3e70e0f6a75f"
 
 Word = NewType("Word", int)  # 64 bits without a sign
 

@@ -257,7 +257,7 @@ def oscillator_scan(
             int64 ``[documents + 1]``, the first step of each document, then T.
         feedback: (C, U, k): C ``[M, D]``, real and signed; U ``[4 D + G, 2 M]``, or ``[4 D, 2 M]`` without ``forget``,
             its rows in the order above; k ``[..., T, M]``, logits of how strongly a step listens to each community, or
-            None, K' = 1. The coupling's logits are not moved. A closed loop runs in pure torch, on CPUs too.
+            None, K' = 1. The coupling's logits are not moved.
         return_states: also return the state after every step.
         save: which states are kept for the backward pass: ``"all"``, or every S-th for an integer S; those between are
             then computed again. It changes no bit. With ``return_states`` all are kept.

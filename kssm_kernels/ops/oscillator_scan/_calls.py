@@ -21,6 +21,13 @@ class ScanStart(NamedTuple):
     im_stride: int
 
 
+class ScanLoop(NamedTuple):
+    communities: int
+    c: int
+    u: int
+    listen: ScanSequence
+
+
 class OscillatorScan(NamedTuple):
     rows: int
     steps: int
@@ -37,6 +44,7 @@ class OscillatorScan(NamedTuple):
     coupling: ScanSequence
     forget: ScanSequence
     start: ScanStart
+    loop: ScanLoop
     reset: int
     every: int
     states_re: int
@@ -50,6 +58,14 @@ class OscillatorScanForward(NamedTuple):
     order_code: int
     last_re: int
     last_im: int
+
+
+class ScanLoopGradients(NamedTuple):
+    v_re: int
+    v_im: int
+    f: int
+    g_y: int
+    g_listen: int
 
 
 class OscillatorScanBackward(NamedTuple):
@@ -73,3 +89,4 @@ class OscillatorScanBackward(NamedTuple):
     lag_summed: int
     re_summed: int
     im_summed: int
+    loop: ScanLoopGradients

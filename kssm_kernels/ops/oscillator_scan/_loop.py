@@ -18,6 +18,15 @@ from kssm_kernels.ops.oscillator_scan._step import Pair
 Moved = tuple[Tensor, ...]  # what is added to p, q, gate, phase [..., D] and forget [..., G]
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own dtype: autocast would take it in 16 bits, and the op promises that of its input."""
+    device = a.device.type
+    if not torch.is_autocast_enabled(device):
+        return a @ b
+    with torch.autocast(device, enabled=False):
+        return a @ b
+
+
 class Communities(NamedTuple):
     """Of one step."""
 
@@ -38,24 +47,24 @@ class Loop:
     def communities(self, t: int, v: Pair) -> Communities:
         """Seen at step t; v: [..., G, N]."""
         flat = v[0].flatten(-2).contiguous(), v[1].flatten(-2).contiguous()
-        y = flat[0] @ self.c.t(), flat[1] @ self.c.t()
+        y = product(flat[0], self.c.t()), product(flat[1], self.c.t())
         if self.listen is None:
             return Communities(flat, y, None, torch.cat(y, -1))
         strength = _step.sigmoid(self.listen.select(-2, t))
         return Communities(flat, y, strength, torch.cat(_step.scaled(y, strength), -1))
 
     def moved(self, f: Tensor) -> Moved:
-        return torch.split(f @ self.u.t(), self.sizes, -1)
+        return torch.split(product(f, self.u.t()), self.sizes, -1)
 
     def adjoint(self, seen: Communities, a: Tensor) -> tuple[Pair, Pair, Tensor | None]:
         """Gradients of v, Y and k, from those of the inputs."""
-        re, im = torch.chunk(a @ self.u, 2, -1)
+        re, im = torch.chunk(product(a, self.u), 2, -1)
         gf = re, im
         gy, gk = gf, None
         if seen.strength is not None:
             gy = _step.scaled(gf, seen.strength)
             gk = seen.strength * (1 - seen.strength) * _step.real_of(seen.y, gf)
-        return (gy[0] @ self.c, gy[1] @ self.c), gy, gk
+        return (product(gy[0], self.c), product(gy[1], self.c)), gy, gk
 
 
 class Gathered:
@@ -91,6 +100,10 @@ class Gathered:
         def rows(steps: list[Tensor]) -> Tensor:
             return torch.stack(steps).flatten(0, -2)
 
-        g_communities = sum(rows([g[i] for g in self.gy]).t() @ rows([v[i] for v in self.v]) for i in range(2))
+        g_communities = sum(product(rows([g[i] for g in self.gy]).t(), rows([v[i] for v in self.v])) for i in range(2))
         assert isinstance(g_communities, Tensor)
-        return g_communities, rows(self.a).t() @ rows(self.f), torch.stack(self.gk[::-1], -2) if self.gk else None
+        return (
+            g_communities,
+            product(rows(self.a).t(), rows(self.f)),
+            torch.stack(self.gk[::-1], -2) if self.gk else None,
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kssm_kernels.ops.oscillator_scan import _step
 from kssm_kernels.ops.oscillator_scan._call import Call, Segment
-from kssm_kernels.ops.oscillator_scan._loop import Communities, Loop
+from kssm_kernels.ops.oscillator_scan._loop import Communities, Loop, product
 from kssm_kernels.ops.oscillator_scan._scan import LEAK, OPERANDS, Scan
 from kssm_kernels.ops.oscillator_scan._step import Heads, Pair
 
@@ -84,16 +84,16 @@ class _Moving:
         """Of what the loop adds to p, q, gate, phase [..., G, N] and forget [..., G, 1]."""
         dc, du, dk = (None if g is None else g.to(self.call.dtype) for g in self.given[9:12])
         flat = dv[0].reshape(seen.v[0].shape), dv[1].reshape(seen.v[1].shape)
-        dy = flat[0] @ loop.c.t(), flat[1] @ loop.c.t()
+        dy = product(flat[0], loop.c.t()), product(flat[1], loop.c.t())
         if dc is not None:
-            dy = _step.plus(dy, (seen.v[0] @ dc.t(), seen.v[1] @ dc.t()))
+            dy = _step.plus(dy, (product(seen.v[0], dc.t()), product(seen.v[1], dc.t())))
         if seen.strength is not None:
             if dk is not None:
                 dy = _step.plus(dy, _step.scaled(seen.y, (1 - seen.strength) * dk.select(-2, t)))
             dy = _step.scaled(dy, seen.strength)
-        moved = torch.cat(dy, -1) @ loop.u.t()
+        moved = product(torch.cat(dy, -1), loop.u.t())
         if du is not None:
-            moved = moved + seen.f @ du.t()
+            moved = moved + product(seen.f, du.t())
         parts = torch.split(moved, loop.sizes, -1)
         return [*(self.call.by_heads(part) for part in parts[:4]), *(part.unsqueeze(-1) for part in parts[4:])]
 
