@@ -278,7 +278,8 @@ class TestGPT:
 
     def test_what_adds_to_the_residual_starts_smaller(self) -> None:
         block = GPT(VOCABULARY, dim=128, n_layers=8).blocks[3]
-        for layer, std in ((block.attention_out, 0.005), (block.mlp_out, 0.005), (block.qkv, 0.02)):
+        starts = (block.attention_out, 128**-0.5 / 4), (block.mlp_out, 344**-0.5 / 4), (block.qkv, 128**-0.5)
+        for layer, std in starts:
             assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
         assert block.mlp_out.in_features == 344
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kssm.models.base import LayeredArchitecture, RecurrentLM, State, check_sizes
-from kssm.models.layers import INIT_STD, SmallEmbedding, SmallLinear
+from kssm.models.layers import SmallEmbedding, SmallLinear
 from kssm.options import Probability, Size, UsageError
 
 __all__ = ["GPT", "GPTConfig", "rotary", "rotate"]
@@ -41,15 +40,15 @@ def _mlp_width(dim: int) -> int:  # three matrices of it have the parameters of 
 class _Block(nn.Module):
     """``h + attention(norm1(h))``, then ``h + swiglu(norm2(h))``; also the keys and values seen so far."""
 
-    def __init__(self, dim: int, heads: int, dropout: float, residual_std: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, branches: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, width = heads, _mlp_width(dim)
         self.norm1 = nn.RMSNorm(dim, eps=1e-6)
-        self.qkv = SmallLinear(dim, 3 * dim)
-        self.attention_out = SmallLinear(dim, dim, residual_std)
+        self.qkv = SmallLinear(dim, 3 * dim, dim**-0.5)
+        self.attention_out = SmallLinear(dim, dim, (branches * dim) ** -0.5)
         self.norm2 = nn.RMSNorm(dim, eps=1e-6)
-        self.gate_up = SmallLinear(dim, 2 * _mlp_width(dim))
-        self.mlp_out = SmallLinear(_mlp_width(dim), dim, residual_std)
+        self.gate_up = SmallLinear(dim, 2 * width, dim**-0.5)
+        self.mlp_out = SmallLinear(width, dim, (branches * width) ** -0.5)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, turns: Turns, past: State) -> tuple[Tensor, State]:
@@ -73,8 +72,8 @@ class GPT(RecurrentLM):
     ``h <- h + mlp_out(silu(gate) * up)`` with ``[gate | up] = gate_up(norm2(h))``, both of width 8/3 D up to a multiple
     of 8; ``logits = output_head(final_norm(h))``. Attention takes the softmax of ``q k / sqrt(D / heads)``, q and k
     turned by their positions. Dropout falls on the embedding and on both branches. The state of :meth:`advance` is the
-    keys and values ``[B, heads, tokens seen, D / heads]`` of every block. Weights start as N(0, 0.02), those that add
-    to the residual as N(0, 0.02 / sqrt(2 layers)).
+    keys and values ``[B, heads, tokens seen, D / heads]`` of every block. Embedding and head start as N(0, 0.02), other
+    matrices with a deviation of 1 / sqrt(inputs), those that add to the residual over sqrt(2 layers).
 
     Args:
         vocab_size: V. dim: D. n_layers: blocks. heads: attention heads; D / heads must be even.
@@ -108,10 +107,9 @@ class GPT(RecurrentLM):
             raise ValueError(f"GPT: dim must be a multiple of twice the {heads} heads, got {dim}")
         super().__init__(vocab_size, max_positions)
         self.head_dim = dim // heads
-        residual_std = INIT_STD / math.sqrt(2 * n_layers)  # as many branches add to the residual
         self.embed = SmallEmbedding(vocab_size, dim)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(dim, heads, dropout, residual_std) for _ in range(n_layers))
+        self.blocks = nn.ModuleList(_Block(dim, heads, dropout, 2 * n_layers) for _ in range(n_layers))
         self.final_norm = nn.RMSNorm(dim, eps=1e-6)
         self.output_head = SmallLinear(dim, vocab_size)
 
