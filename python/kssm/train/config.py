@@ -42,22 +42,24 @@ class ModelConfig:
     """Architecture and sizes."""
 
     arch: Arch = "v3"
-    """K-SSM generation."""
+    """K-SSM generation (v1, v2, v3) or baseline (gpt, gru, lstm, mamba)."""
     dim: Size = 128
     """Width D (v1: of the embedding and the readout)."""
     layers: Size = 2
-    """Blocks (v2, v3; v1 has one bank)."""
+    """Blocks or recurrent layers (all but v1, which has one bank)."""
     oscillators: Size = 64
-    """Oscillators N in each bank."""
+    """Oscillators N in each bank (v1, v2, v3)."""
     harmonics: Harmonics = 16
     """Order parameters H, 1 to 256 (v1, v3)."""
     dropout: Probability = 0.0
-    """Dropout probability (v2)."""
+    """Dropout probability (v2, gpt, gru, lstm)."""
     tied: bool = True
     """Share the output head's matrix with the embedding (v3)."""
+    heads: Size = 4
+    """Attention heads (gpt)."""
 
     def architecture(self) -> Architecture:
-        """The generation's own options, taken from these by name; raises UsageError where ``arch`` names none."""
+        """The model's own options, taken from these by name; raises UsageError where ``arch`` names none."""
         if self.arch not in ARCHITECTURES:
             raise UsageError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {self.arch}")
         kind = ARCHITECTURES[self.arch]
@@ -89,7 +91,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a K-SSM language model on text.
+    """Train a K-SSM language model, or a baseline, on text.
 
     Without --data the text is the Python standard library's own sources. Everything a run makes lies in its folder:
     config.json, tokens.bin and tokens.json, metrics.jsonl, log.txt, checkpoint.pt. Ctrl+C saves and stops.
@@ -193,8 +195,10 @@ def _options(config: TrainConfig) -> dict[str, Any]:
 
 def check(config: TrainConfig) -> None:
     """Raise UsageError for the first option with an impossible value; touches no file."""
-    for options in (config, config.model, config.optimizer, config.model.architecture()):
+    architecture = config.model.architecture()
+    for options in (config, config.model, config.optimizer, architecture):
         check_bounds(options)
+    architecture.check()
     if config.eval_tokens < config.context:
         raise UsageError(f"--eval-tokens must be at least --context {config.context}, got {config.eval_tokens}")
 
