@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,41 @@ from kssm_kernels.ops.oscillator_scan._scan import KINDS
 __all__ = ["OscillatorBank"]
 
 Readout = Literal["heads", "communities"]
+
+
+class _Linear(nn.Linear):
+    """Starts as its bank says, also where a tool resets every module by itself; torch's own start would replace it."""
+
+    start: Callable[[nn.Linear], None] | None = None
+
+    def reset_parameters(self) -> None:
+        if self.start is None:  # in nn.Linear's __init__
+            super().reset_parameters()
+        else:
+            self.start(self)
+
+
+@torch.no_grad()
+def _start_projection(linear: nn.Linear, sizes: list[int], of_heads: int, listen: bool) -> None:
+    one = 1 / math.sqrt(linear.in_features)
+    weights, biases = torch.split(linear.weight, sizes), torch.split(linear.bias, sizes)
+    scales = [one, one, one, 0.3 * one, *[0.02] * of_heads, *[0.5 * one] * listen]
+    for weight, scale in zip(weights, scales, strict=True):
+        weight.normal_(std=scale)
+    for bias in biases[:2]:
+        bias.normal_(std=0.3)
+    biases[2].uniform_(-4.0, 1.0)  # write gates from nearly shut to open: memories of many lengths
+    turn = torch.empty_like(biases[3]).uniform_(math.log(1e-3), 0.0).exp_()  # frequencies, log-uniform, both signs
+    biases[3].copy_(turn * (torch.rand_like(turn) < 0.5).to(turn).mul_(2).sub_(1))
+    for bias in biases[4 : 4 + of_heads]:
+        bias.fill_(-2.0)  # weak coupling, slow forgetting
+    for bias in biases[4 + of_heads :]:
+        bias.fill_(1.0)
+
+
+@torch.no_grad()
+def _start_out(linear: nn.Linear, std: float) -> None:
+    linear.weight.normal_(std=std)
 
 
 class OscillatorBank(nn.Module):
@@ -118,7 +155,10 @@ class OscillatorBank(nn.Module):
         moved = 4 * self.oscillators + self.heads * self.forget
         if self.listen:
             self.sizes.append(self.feedback)
-        self.projection = nn.Linear(self.dim, sum(self.sizes))
+        self.projection = _Linear(self.dim, sum(self.sizes))
+        self.projection.start = partial(
+            _start_projection, sizes=self.sizes, of_heads=self.coupling + self.forget, listen=self.listen
+        )
         self.phase_lag = nn.Parameter(torch.empty(self.heads)) if coupling else None
         self.initial_phase = nn.Parameter(torch.empty(self.oscillators)) if initial == "learned" else None
         groups = self.communities if readout == "communities" else self.heads
@@ -126,26 +166,15 @@ class OscillatorBank(nn.Module):
         closed = self.feedback > 0
         self.loop_community = nn.Parameter(torch.empty(self.feedback, self.oscillators)) if closed else None  # C'
         self.loop_weight = nn.Parameter(torch.empty(moved, 2 * self.feedback)) if closed else None  # U
-        self.out = nn.Linear(2 * groups * self.harmonics, self.out_dim, bias=False)
+        self.out = _Linear(2 * groups * self.harmonics, self.out_dim, bias=False)
+        scale = 1.4 if readout == "communities" else 0.7 * math.sqrt(self.oscillators / self.heads)
+        self.out.start = partial(_start_out, std=scale / math.sqrt(2 * groups * self.harmonics * 2 * self.layers))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Every parameter as a new bank has it (after ``to_empty`` of a bank made on the meta device, say)."""
-        one = 1 / math.sqrt(self.dim)
-        weights, biases = torch.split(self.projection.weight, self.sizes), torch.split(self.projection.bias, self.sizes)
-        of_heads = [0.02] * (self.coupling + self.forget)
-        for weight, scale in zip(weights, (one, one, one, 0.3 * one, *of_heads, 0.5 * one), strict=False):
-            weight.normal_(std=scale)
-        for bias in biases[:2]:
-            bias.normal_(std=0.3)
-        biases[2].uniform_(-4.0, 1.0)  # write gates from nearly shut to open: memories of many lengths
-        turn = torch.empty_like(biases[3]).uniform_(math.log(1e-3), 0.0).exp_()  # frequencies, log-uniform, both signs
-        biases[3].copy_(turn * (torch.rand_like(turn) < 0.5).to(turn).mul_(2).sub_(1))
-        for bias in biases[4:]:
-            bias.fill_(-2.0)  # weak coupling, slow forgetting
-        if self.listen:
-            biases[-1].fill_(1.0)
+        self.projection.reset_parameters()
         if self.phase_lag is not None:
             self.phase_lag.zero_()
         if self.initial_phase is not None:
@@ -154,13 +183,9 @@ class OscillatorBank(nn.Module):
             self.loop_community.normal_(std=1 / math.sqrt(self.oscillators))
             self.loop_weight.normal_(std=0.5 / math.sqrt(2 * self.feedback))
             self.loop_weight[3 * self.oscillators : 4 * self.oscillators].mul_(0.3)  # as the phases' own weights
-        depth = math.sqrt(2 * self.layers)
         if self.community is not None:
             self.community.normal_(std=1 / math.sqrt(self.oscillators))
-            scale = 1.4 / math.sqrt(2 * self.communities * self.harmonics)
-        else:
-            scale = 0.7 * math.sqrt(self.oscillators / self.heads) / math.sqrt(2 * self.harmonics * self.heads)
-        self.out.weight.normal_(std=scale / depth)
+        self.out.reset_parameters()
 
     def initial_state(self) -> State | None:
         """(re, im) before a sequence, ``[D]`` each; None: zero."""
