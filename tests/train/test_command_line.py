@@ -53,6 +53,8 @@ class TestErrors:
             ("--dim many", "--dim"),
             ("--preset v9", "'v9'"),
             ("--arch v9", "'v9'"),
+            ("--arch v4 --heads 3", "--oscillators must be a multiple of the --heads 3, got 8"),
+            ("--arch v4 --harmonics 33", "--harmonics must be at most 32 with --arch v4, got 33"),
             ("--arch gpt --heads 3", "--dim must be a multiple of twice the --heads 3, got 16"),
             ("--arch gpt --layers 1000000000000", "GiB of memory"),
             ("--arch mamba --dim 100000000", "GiB of memory"),

@@ -32,6 +32,8 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
     [
         ("batch_size", [1], [0]),
         ("harmonics", [1, 256], [0, 257]),
+        ("feedback", [0, 1], [-1]),
+        ("mlp", [0, 1], [-1]),
         ("sample_tokens", [0], [-1]),
         ("warmup_steps", [0], [-1]),
         ("seed", [0, 2**62], [-1, 2**62 + 1]),
@@ -69,7 +71,8 @@ def test_a_continued_run_may_change_its_length_its_device_and_its_reports_only(n
 
 
 @pytest.mark.parametrize(
-    ("arch", "size"), [("v1", "oscillators"), ("v1", "harmonics"), ("v2", "oscillators"), ("v3", "harmonics")]
+    ("arch", "size"),
+    [("v1", "oscillators"), ("v1", "harmonics"), ("v2", "oscillators"), ("v3", "harmonics"), ("v4", "oscillators")],
 )
 def test_the_least_memory_grows_with_a_bank_as_its_weights_do(arch: str, size: str) -> None:
     def both(value: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class TestRun:
         assert "R " not in capfd.readouterr().err.splitlines()[-1]
         assert kssm("sample", run, "--prompt", "lock", "--tokens", 30, "--device", "cpu") == 0
 
-    @pytest.mark.parametrize("arch", ["v1", "v3", "gpt", "gru", "lstm", "mamba"])
+    @pytest.mark.parametrize("arch", ["v1", "v3", "v4", "gpt", "gru", "lstm", "mamba"])
     def test_beats_the_unigram_entropy(self, text: Path, tmp_path: Path, arch: str):
         run = tmp_path / "run"
         options = "--arch {} --max-steps 120 --eval-every 120 --lr 2e-2 --batch-size 8 --eval-tokens 320"

@@ -12,10 +12,14 @@ INIT_STD = 0.02
 
 
 class SmallEmbedding(nn.Embedding):
-    """An embedding that starts as N(0, INIT_STD)."""
+    """An embedding that starts as N(0, std)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float = INIT_STD) -> None:
+        self.std = std  # before nn.Embedding's own __init__, which calls reset_parameters
+        super().__init__(num_embeddings, embedding_dim)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
+        nn.init.normal_(self.weight, std=self.std)
 
 
 class SmallLinear(nn.Linear):
