@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+import numbers
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +20,54 @@ __all__ = ["OscillatorBank"]
 Readout = Literal["heads", "communities"]
 
 
+class _Linear(nn.Linear):
+    """Starts as its bank says, also where a tool resets every module by itself; torch's own start would replace it."""
+
+    start: Callable[[nn.Linear], None] | None = None
+
+    def reset_parameters(self) -> None:
+        if self.start is None:  # in nn.Linear's __init__
+            super().reset_parameters()
+        else:
+            self.start(self)
+
+
+@torch.no_grad()
+def _start_projection(linear: nn.Linear, sizes: list[int], of_heads: int, listen: bool) -> None:
+    one = 1 / math.sqrt(linear.in_features)
+    weights, biases = torch.split(linear.weight, sizes), torch.split(linear.bias, sizes)
+    scales = [one, one, one, 0.3 * one, *[0.02] * of_heads, *[0.5 * one] * listen]
+    for weight, scale in zip(weights, scales, strict=True):
+        weight.normal_(std=scale)
+    for bias in biases[:2]:
+        bias.normal_(std=0.3)
+    biases[2].uniform_(-4.0, 1.0)  # write gates from nearly shut to open: memories of many lengths
+    turn = torch.empty_like(biases[3]).uniform_(math.log(1e-3), 0.0).exp_()  # frequencies, log-uniform, both signs
+    biases[3].copy_(turn * (torch.rand_like(turn) < 0.5).to(turn).mul_(2).sub_(1))
+    for bias in biases[4 : 4 + of_heads]:
+        bias.fill_(-2.0)  # weak coupling, slow forgetting
+    for bias in biases[4 + of_heads :]:
+        bias.fill_(1.0)
+
+
+@torch.no_grad()
+def _start_out(linear: nn.Linear, std: float) -> None:
+    linear.weight.normal_(std=std)
+
+
 class OscillatorBank(nn.Module):
     """A bank of coupled oscillators whose state runs through the sequence; its output sees order parameters alone.
 
-    Equation: with ``[p | q | gate | phase | k | f] = W x + b``, the states z of
+    Equation: with ``[p | q | gate | phase | k | f | l] = W x + b``, the states z of
     :func:`kssm_kernels.oscillator_scan`, and v what its readout sees of them, ``out = W_o [Re Z | Im Z]``, where::
 
         heads          Z_{n,h} = (1/N) sum_j v_j^n over the oscillators of head h,  n = 1 .. harmonics
         communities    Z_{n,m} = sum_j C_mj v_j^n over all oscillators, C real, signed and learned
+
+    With ``feedback`` the loop is closed: sums over further communities, at their strengths, move the next step::
+
+        Y(t-1) = C' v(t-1),   K = sigmoid(l(t)), or 1 without listen
+        [p | q | gate | phase | f](t) += U [K Re Y(t-1) | K Im Y(t-1)],   C' and U real, signed and learned
 
     Args:
         dim: width of the input. oscillators: D, all of them. heads: G, a divisor of D.
@@ -32,7 +75,8 @@ class OscillatorBank(nn.Module):
         coupling: whether each head's oscillators feel their mean field, with a strength and a phase lag of their own.
         forget: whether heads have a forget gate.
         harmonics: H, 1 to 32.
-        readout: ``"heads"`` or ``"communities"``. communities: M, how many there are.
+        readout: ``"heads"`` or ``"communities"``. communities: how many of them the readout has.
+        feedback: how many communities close the loop; 0: it is open. listen: whether x says how strongly each counts.
         initial: ``"zero"``, or ``"learned"`` phases at radius 1/2, for the state before a sequence.
         out_dim: width of the output; default: dim.
         layers: of the model that adds such outputs up: W_o begins smaller by sqrt(2 layers).
@@ -56,6 +100,9 @@ class OscillatorBank(nn.Module):
     >>> last, state = bank.step(x[:, 4], state)              # as a generator goes on, token by token
     >>> torch.allclose(last, out[:, 4], atol=1e-5)
     True
+    >>> closed = OscillatorBank(dim=16, oscillators=24, heads=3, coupling=False, feedback=5)
+    >>> closed(x)[0].shape
+    torch.Size([2, 5, 16])
     """
 
     def __init__(
@@ -70,6 +117,8 @@ class OscillatorBank(nn.Module):
         harmonics: int = 2,
         readout: Readout = "heads",
         communities: int = 64,
+        feedback: int = 0,
+        listen: bool = True,
         initial: Literal["zero", "learned"] = "zero",
         out_dim: int | None = None,
         layers: int = 1,
@@ -87,6 +136,10 @@ class OscillatorBank(nn.Module):
             out_dim=out_dim,
             layers=layers,
         )
+        count: Any = feedback  # to mypy no int is an Integral
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 0:
+            raise ValueError(f"OscillatorBank: feedback must be an int of at least 0, got {feedback!r}")
+        self.feedback = int(feedback)
         if self.oscillators % self.heads:
             raise ValueError(f"OscillatorBank: heads must divide oscillators = {oscillators}, got {heads}")
         for name, value, known in (
@@ -97,41 +150,42 @@ class OscillatorBank(nn.Module):
             if value not in known:
                 raise ValueError(f"OscillatorBank: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
         self.kind, self.readout, self.save = kind, readout, save
-        self.sizes = [self.oscillators] * 4 + [self.heads] * (bool(coupling) + bool(forget))
-        self.coupling, self.forget = bool(coupling), bool(forget)
-        self.projection = nn.Linear(self.dim, sum(self.sizes))
+        self.coupling, self.forget, self.listen = bool(coupling), bool(forget), bool(listen) and self.feedback > 0
+        self.sizes = [self.oscillators] * 4 + [self.heads] * (self.coupling + self.forget)
+        moved = 4 * self.oscillators + self.heads * self.forget
+        if self.listen:
+            self.sizes.append(self.feedback)
+        self.projection = _Linear(self.dim, sum(self.sizes))
+        self.projection.start = partial(
+            _start_projection, sizes=self.sizes, of_heads=self.coupling + self.forget, listen=self.listen
+        )
         self.phase_lag = nn.Parameter(torch.empty(self.heads)) if coupling else None
         self.initial_phase = nn.Parameter(torch.empty(self.oscillators)) if initial == "learned" else None
         groups = self.communities if readout == "communities" else self.heads
         self.community = nn.Parameter(torch.empty(groups, self.oscillators)) if readout == "communities" else None
-        self.out = nn.Linear(2 * groups * self.harmonics, self.out_dim, bias=False)
+        closed = self.feedback > 0
+        self.loop_community = nn.Parameter(torch.empty(self.feedback, self.oscillators)) if closed else None  # C'
+        self.loop_weight = nn.Parameter(torch.empty(moved, 2 * self.feedback)) if closed else None  # U
+        self.out = _Linear(2 * groups * self.harmonics, self.out_dim, bias=False)
+        scale = 1.4 if readout == "communities" else 0.7 * math.sqrt(self.oscillators / self.heads)
+        self.out.start = partial(_start_out, std=scale / math.sqrt(2 * groups * self.harmonics * 2 * self.layers))
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Every parameter as a new bank has it (after ``to_empty`` of a bank made on the meta device, say)."""
-        one = 1 / math.sqrt(self.dim)
-        weights, biases = torch.split(self.projection.weight, self.sizes), torch.split(self.projection.bias, self.sizes)
-        for weight, scale in zip(weights, (one, one, one, 0.3 * one, 0.02, 0.02), strict=False):
-            weight.normal_(std=scale)
-        for bias in biases[:2]:
-            bias.normal_(std=0.3)
-        biases[2].uniform_(-4.0, 1.0)  # write gates from nearly shut to open: memories of many lengths
-        turn = torch.empty_like(biases[3]).uniform_(math.log(1e-3), 0.0).exp_()  # frequencies, log-uniform, both signs
-        biases[3].copy_(turn * (torch.rand_like(turn) < 0.5).to(turn).mul_(2).sub_(1))
-        for bias in biases[4:]:
-            bias.fill_(-2.0)  # weak coupling, slow forgetting
+        self.projection.reset_parameters()
         if self.phase_lag is not None:
             self.phase_lag.zero_()
         if self.initial_phase is not None:
             self.initial_phase.uniform_(-math.pi, math.pi)
-        depth = math.sqrt(2 * self.layers)
+        if self.loop_community is not None and self.loop_weight is not None:
+            self.loop_community.normal_(std=1 / math.sqrt(self.oscillators))
+            self.loop_weight.normal_(std=0.5 / math.sqrt(2 * self.feedback))
+            self.loop_weight[3 * self.oscillators : 4 * self.oscillators].mul_(0.3)  # as the phases' own weights
         if self.community is not None:
             self.community.normal_(std=1 / math.sqrt(self.oscillators))
-            scale = 1.4 / math.sqrt(2 * self.communities * self.harmonics)
-        else:
-            scale = 0.7 * math.sqrt(self.oscillators / self.heads) / math.sqrt(2 * self.harmonics * self.heads)
-        self.out.weight.normal_(std=scale / depth)
+        self.out.reset_parameters()
 
     def initial_state(self) -> State | None:
         """(re, im) before a sequence, ``[D]`` each; None: zero."""
@@ -146,7 +200,10 @@ class OscillatorBank(nn.Module):
         _check_last("OscillatorBank", x, self.dim)
         p, q, gate, phase, *logits = torch.split(self.projection(x), self.sizes, -1)
         coupling = logits[0] if self.coupling else None
-        forget = logits[-1] if self.forget else None
+        forget = logits[self.coupling] if self.forget else None
+        loop = None
+        if self.loop_community is not None and self.loop_weight is not None:
+            loop = self.loop_community, self.loop_weight, logits[-1] if self.listen else None
         whole = self.community is not None
         z_re, z_im, last, *states = oscillator_scan(
             *(p, q, gate, phase, coupling, forget),
@@ -157,6 +214,7 @@ class OscillatorBank(nn.Module):
             initial_state=self.initial_state() if state is None else state,
             reset=reset,
             cu_seqlens=cu_seqlens,
+            feedback=loop,
             return_states=whole,
             save=self.save,
         )
@@ -185,7 +243,23 @@ class OscillatorBank(nn.Module):
         self, x: Tensor, state: State | None = None, *, reset: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, State]:
         z_re, z_im, last = self.order_parameters(x, state, reset=reset, cu_seqlens=cu_seqlens)
-        return self.out(torch.cat((z_re.flatten(-2), z_im.flatten(-2)), -1)), last
+        return self.read(z_re, z_im), last
+
+    def read(self, z_re: Tensor, z_im: Tensor) -> Tensor:
+        """The output ``[..., T, out_dim]`` that order parameters ``[..., T, groups, H]`` make."""
+        out: Tensor = self.out(torch.cat((z_re.flatten(-2), z_im.flatten(-2)), -1))
+        return out
+
+    def coherence(self, z_re: Tensor, z_im: Tensor) -> Tensor:
+        """R ``[..., T, groups]``, in [0, 1] but for rounding: ``|Z_1|`` of each head or community.
+
+        A community's is divided by ``sum_j |C_mj|``: 1 says that all its oscillators are at radius 1 and at one phase,
+        or, where C_mj is negative, at the opposite one.
+        """
+        r = torch.hypot(z_re[..., 0], z_im[..., 0])
+        if self.community is None:
+            return r
+        return r / self.community.abs().sum(-1).clamp(min=torch.finfo(self.community.dtype).tiny).to(r.dtype)
 
     def step(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """One token, ``x [..., dim]``: ``(out [..., out_dim], state)`` at a cost that knows no past."""
@@ -196,4 +270,8 @@ class OscillatorBank(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"dim={self.dim}, oscillators={self.oscillators}, heads={self.heads}, harmonics={self.harmonics}"
         options = f"kind={self.kind!r}, coupling={self.coupling}, forget={self.forget}, readout={self.readout!r}"
-        return f"{sizes}, {options}" + (f", communities={self.communities}" if self.community is not None else "")
+        if self.community is not None:
+            options += f", communities={self.communities}"
+        if self.feedback:
+            options += f", feedback={self.feedback}, listen={self.listen}"
+        return f"{sizes}, {options}"

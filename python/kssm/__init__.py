@@ -1,8 +1,8 @@
 """K-SSM language models on fused oscillator kernels, and the trainer that uses them.
 
-Models: :class:`KSSMv1`, :class:`KSSMv2`, :class:`KSSMv3`. Command line: ``kssm train`` and ``kssm sample``
-(also ``python -m kssm``). The models need torch and :mod:`kssm_kernels` only; the command line also needs the
-``train`` extra.
+Models: :class:`KSSMv1`, :class:`KSSMv2`, :class:`KSSMv3`, :class:`KSSMv4`; as baselines :class:`GPT`, :class:`GRU`,
+:class:`LSTM` and :class:`SelectiveSSM`. Command line: ``kssm train`` and ``kssm sample`` (also ``python -m kssm``). The
+models need torch and :mod:`kssm_kernels` only; the command line also needs the ``train`` extra.
 
 >>> import torch
 >>> from kssm import KSSMv3
@@ -14,9 +14,9 @@ torch.Size([1, 5, 65])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kssm.models import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+    from kssm.models import GPT, GRU, LSTM, KSSMv1, KSSMv2, KSSMv3, KSSMv4, LanguageModel, RecurrentLM, SelectiveSSM
 
-__all__ = ["KSSMv1", "KSSMv2", "KSSMv3", "OscillatorLM"]
+__all__ = ["GPT", "GRU", "LSTM", "KSSMv1", "KSSMv2", "KSSMv3", "KSSMv4", "LanguageModel", "RecurrentLM", "SelectiveSSM"]
 
 
 def __getattr__(name: str) -> Any:

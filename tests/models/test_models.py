@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kssm import KSSMv1, KSSMv2, KSSMv3, OscillatorLM
+from kssm import KSSMv1, KSSMv2, KSSMv3, LanguageModel
 from torch import nn
 from torch.nn import functional
 
 VOCABULARY = 11
-SMALL: dict[str, Callable[[], OscillatorLM]] = {
+SMALL: dict[str, Callable[[], LanguageModel]] = {
     "v1": lambda: KSSMv1(VOCABULARY, embed_dim=12, n_oscillators=8, n_harmonics=3),
     "v2": lambda: KSSMv2(VOCABULARY, hidden_dim=12, n_layers=2, n_oscillators=8, max_positions=16),
     "v3": lambda: KSSMv3(VOCABULARY, hidden_dim=12, n_layers=2, n_oscillators=8, n_harmonics=3, max_positions=16),
@@ -33,7 +33,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def model(version: str) -> OscillatorLM:
+def model(version: str) -> LanguageModel:
     return SMALL[version]()
 
 
@@ -62,7 +62,7 @@ def test_state_dict_names_are_the_interface():
 
 
 def test_published_sizes():
-    def size(model: OscillatorLM) -> int:
+    def size(model: LanguageModel) -> int:
         return sum(p.numel() for p in model.parameters())
 
     with torch.device("meta"):
@@ -85,7 +85,7 @@ def test_tied_head():
     assert torch.equal(untied.eval()(some_tokens()), tied.eval()(some_tokens()))
 
 
-def test_logits_and_r(model: OscillatorLM, version: str):
+def test_logits_and_r(model: LanguageModel, version: str):
     assert model.last_r is None
     logits = model(some_tokens())
     assert logits.shape == (3, 7, VOCABULARY)
@@ -96,12 +96,12 @@ def test_logits_and_r(model: OscillatorLM, version: str):
     assert ((model.last_r >= 0) & (model.last_r <= 1 + 1e-6)).all()
 
 
-def test_first_loss_is_that_of_a_uniform_guess(model: OscillatorLM):
+def test_first_loss_is_that_of_a_uniform_guess(model: LanguageModel):
     loss = functional.cross_entropy(model(some_tokens()).flatten(0, 1), some_tokens().flatten())
     assert abs(loss.item() - torch.log(torch.tensor(float(VOCABULARY))).item()) < 0.5
 
 
-def test_nothing_crosses_positions(model: OscillatorLM):
+def test_nothing_crosses_positions(model: LanguageModel):
     model.eval()
     tokens = some_tokens()
     changed = tokens.clone()
@@ -112,7 +112,7 @@ def test_nothing_crosses_positions(model: OscillatorLM):
     assert not torch.equal(before[:, 3], after[:, 3])
 
 
-def test_gradient_reaches_every_parameter(model: OscillatorLM, version: str):
+def test_gradient_reaches_every_parameter(model: LanguageModel, version: str):
     loss = functional.cross_entropy(model(some_tokens()).flatten(0, 1), some_tokens().flatten())
     (loss + 0.1 * model.regularization_loss()).backward()
     untouched = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
@@ -156,7 +156,7 @@ def test_monostable_and_noise_options_reach_the_banks():
     assert torch.equal(quiet(some_tokens()), quiet(some_tokens()))
 
 
-def test_errors_name_what_was_wanted(model: OscillatorLM, version: str):
+def test_errors_name_what_was_wanted(model: LanguageModel, version: str):
     with pytest.raises(TypeError, match=r"tokens must be int64, got torch\.int32"):
         model(some_tokens().int())
     with pytest.raises(ValueError, match=r"shape \[B, T\], got \(7,\)"):
@@ -176,7 +176,7 @@ def test_impossible_sizes_are_refused(size: str):
         KSSMv3(**{"vocab_size": 5, "hidden_dim": 12, "n_layers": 1, "n_oscillators": 8, "n_harmonics": 3, size: 0})
 
 
-def test_loss_falls(model: OscillatorLM):
+def test_loss_falls(model: LanguageModel):
     """Token t + 1 is a function of token t here: what these models can learn."""
     first = torch.arange(VOCABULARY).repeat(4, 1)[:, :10]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
@@ -190,7 +190,7 @@ def test_loss_falls(model: OscillatorLM):
     assert losses[-1] < 0.5 * losses[0]
 
 
-class Told(OscillatorLM):
+class Told(LanguageModel):
     """A model whose logits at the last position are a given function of the tokens."""
 
     def __init__(
@@ -204,7 +204,7 @@ class Told(OscillatorLM):
 
 
 class TestGenerate:
-    def test_is_a_function_of_the_generator(self, model: OscillatorLM):
+    def test_is_a_function_of_the_generator(self, model: LanguageModel):
         prompt = some_tokens(2, 3)
         state = torch.get_rng_state()
         a, b, c = (model.generate(prompt, 9, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
@@ -213,12 +213,12 @@ class TestGenerate:
         assert torch.equal(a[:, :3], prompt)
         assert torch.equal(torch.get_rng_state(), state)
 
-    def test_restores_the_mode_and_runs_past_the_positions(self, model: OscillatorLM):
+    def test_restores_the_mode_and_runs_past_the_positions(self, model: LanguageModel):
         assert model.training
         assert model.generate(some_tokens(1, 12), 12).shape == (1, 24)
         assert model.training
 
-    def test_temperature_zero_and_top_1_take_the_most_likely(self, model: OscillatorLM):
+    def test_temperature_zero_and_top_1_take_the_most_likely(self, model: LanguageModel):
         prompt = some_tokens(2, 3)
         greedy = model.generate(prompt, 1, temperature=0)
         assert torch.equal(greedy[:, -1], copy.deepcopy(model).eval()(prompt)[:, -1].argmax(-1))

@@ -20,6 +20,15 @@ OPTIONS: list[dict[str, Any]] = [
     for readout in ("heads", "communities")
     for coupling, forget, initial in ((True, True, "learned"), (False, True, "zero"), (True, False, "zero"))
 ] + [{"coupling": False, "forget": False}]
+OPTIONS += [
+    {"kind": kind, "readout": readout, "coupling": coupling, "forget": forget, "feedback": 4, "listen": listen}
+    for kind, readout, coupling, forget, listen in (
+        ("moebius", "communities", False, True, True),
+        ("moebius", "heads", True, True, False),
+        ("stuart_landau", "communities", True, False, True),
+        ("stuart_landau", "heads", False, False, True),
+    )
+]
 
 
 def name(options: dict[str, Any]) -> str:
@@ -34,8 +43,12 @@ def bank_of(**options: Any) -> OscillatorBank:
 def by_equation(bank: OscillatorBank, x: Tensor) -> Tensor:
     rows = nn.functional.linear(x, bank.projection.weight, bank.projection.bias)
     p, q, gate, phase = (rows[..., 12 * i : 12 * (i + 1)] for i in range(4))
-    coupling = rows[..., 48:51] if bank.coupling else None
-    forget = rows[..., -3:] if bank.forget else None
+    rest = rows[..., 48:]
+    coupling, rest = (rest[..., :3], rest[..., 3:]) if bank.coupling else (None, rest)
+    forget, rest = (rest[..., :3], rest[..., 3:]) if bank.forget else (None, rest)
+    loop = None
+    if bank.loop_community is not None and bank.loop_weight is not None:
+        loop = bank.loop_community, bank.loop_weight, rest if bank.listen else None
     start = None
     if bank.initial_phase is not None:
         start = 0.5 * bank.initial_phase.cos(), 0.5 * bank.initial_phase.sin()
@@ -47,6 +60,7 @@ def by_equation(bank: OscillatorBank, x: Tensor) -> Tensor:
         harmonics=bank.harmonics,
         phase_lag=lag,
         initial_state=start,
+        feedback=loop,
     )
     if bank.community is not None:
         v = naive.seen_state(bank.kind, states)
@@ -81,8 +95,9 @@ def test_steps_give_what_the_sequence_gives(options: dict[str, Any], backend: st
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_packed_documents_are_separate(backend: str) -> None:
-    bank, x = bank_of(initial="learned"), torch.randn(1, 9, 7, dtype=torch.float64)
+@pytest.mark.parametrize("options", [{}, {"readout": "communities", "feedback": 4}], ids=["open", "closed"])
+def test_packed_documents_are_separate(options: dict[str, Any], backend: str) -> None:
+    bank, x = bank_of(initial="learned", **options), torch.randn(1, 9, 7, dtype=torch.float64)
     packed, _ = bank(x, cu_seqlens=torch.tensor([0, 4, 9]))
     alone = torch.cat([bank(x[:, :4])[0], bank(x[:, 4:])[0]], 1)
     torch.testing.assert_close(packed, alone, rtol=1e-12, atol=1e-13)
@@ -101,9 +116,43 @@ def test_order_parameters_are_the_only_way_through(backend: str) -> None:
     assert bank.out(zero).eq(0).all()
 
 
+@pytest.mark.parametrize("readout", ["heads", "communities"])
+def test_coherence_is_one_where_all_oscillators_agree(readout: Any, backend: str) -> None:
+    bank = bank_of(readout=readout)
+    re, im, _ = bank.order_parameters(10 * torch.randn(3, 50, 7, dtype=torch.float64))
+    assert bank.read(re, im).shape == (3, 50, 4)
+    r = bank.coherence(re, im)
+    assert r.shape == (3, 50, 5 if readout == "communities" else 3)
+    assert 0 <= r.min() <= r.max() <= 1
+    if bank.community is not None:  # at one phase, those that count negatively at the opposite one
+        v = torch.polar(torch.ones(5, 12).double(), torch.full((5, 12), 0.7).double()) * bank.community.sign()
+        z = (v * bank.community).sum(-1)[:, None]
+        torch.testing.assert_close(bank.coherence(z.real, z.imag), torch.ones(5).double())
+
+
+def test_an_open_loop_has_nothing_of_a_closed_one() -> None:
+    bank, closed = bank_of(), bank_of(feedback=4)
+    added = closed.state_dict().keys() - bank.state_dict().keys()
+    assert added == {"loop_community", "loop_weight"}
+    assert not bank.listen
+    assert closed.projection.weight.shape[0] == bank.projection.weight.shape[0] + 4
+    assert bank_of(feedback=4, listen=False).projection.weight.shape == bank.projection.weight.shape
+
+
+def test_the_loop_reaches_the_next_step_and_no_earlier_one(backend: str) -> None:
+    bank, x = bank_of(feedback=4), torch.randn(2, 6, 7, dtype=torch.float64)
+    assert bank.loop_weight is not None
+    before = bank(x)[0]
+    with torch.no_grad():
+        bank.loop_weight.mul_(2)
+    after = bank(x)[0]
+    torch.testing.assert_close(after[:, 0], before[:, 0])  # its state was zero
+    assert ((after - before)[:, 1:].abs().amax(-1) > 1e-6).all()
+
+
 def test_from_the_meta_device_every_parameter_is_set_again() -> None:
     with torch.device("meta"):
-        bank = OscillatorBank(64, 512, 64, initial="learned", readout="communities", layers=4)
+        bank = OscillatorBank(64, 512, 64, initial="learned", readout="communities", layers=4, feedback=32)
     bank = bank.to_empty(device="cpu")
     for p in bank.parameters():
         p.data.fill_(math.nan)
@@ -117,8 +166,19 @@ def test_from_the_meta_device_every_parameter_is_set_again() -> None:
     assert 0.5 < turn.abs().max() <= 1
     assert 0.3 < (turn > 0).float().mean() < 0.7
     assert abs(float(bank.projection.weight.detach()[:512].std()) * 8 - 1) < 0.05
-    assert bank.projection.bias[2048:].eq(-2).all()
-    again = OscillatorBank(64, 512, 64, initial="learned", readout="communities", layers=4)
+    assert bank.projection.bias[2048:2176].eq(-2).all()
+    assert bank.projection.bias[2176:].eq(1).all()
+    assert bank.loop_community is not None
+    assert bank.loop_weight is not None
+    for part, std in (
+        (bank.projection.weight[2176:], 0.5 / 8),
+        (bank.loop_community, 512**-0.5),
+        (bank.loop_weight[:1536], 0.5 / 8),
+        (bank.loop_weight[1536:2048], 0.15 / 8),
+        (bank.loop_weight[2048:], 0.5 / 8),
+    ):
+        assert abs(float(part.detach().std()) / std - 1) < 0.05
+    again = OscillatorBank(64, 512, 64, initial="learned", readout="communities", layers=4, feedback=32)
     assert again.load_state_dict(bank.state_dict()).missing_keys == []
 
 
@@ -129,6 +189,8 @@ def test_from_the_meta_device_every_parameter_is_set_again() -> None:
         ({"kind": "kuramoto"}, "kind must be 'stuart_landau' or 'moebius', got 'kuramoto'"),
         ({"readout": "all"}, "readout must be 'heads' or 'communities', got 'all'"),
         ({"initial": "one"}, "initial must be 'zero' or 'learned', got 'one'"),
+        ({"feedback": -1}, "feedback must be an int of at least 0, got -1"),
+        ({"feedback": True}, "feedback must be an int of at least 0, got True"),
         ({"harmonics": 0}, "harmonics must be an int of at least 1, got 0"),
     ],
 )
@@ -142,10 +204,11 @@ def test_bad_input() -> None:
         bank_of()(torch.zeros(2, 5, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("feedback", [0, 4])
 @pytest.mark.parametrize("readout", ["heads", "communities"])
-def test_trains_under_autocast(readout: Any, backend: str) -> None:
+def test_trains_under_autocast(readout: Any, feedback: int, backend: str) -> None:
     torch.manual_seed(0)
-    bank = OscillatorBank(7, 12, 3, readout=readout, initial="learned")
+    bank = OscillatorBank(7, 12, 3, readout=readout, initial="learned", feedback=feedback)
     x = torch.randn(2, 6, 7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, _ = bank(x)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from kssm import data
+from kssm.models import ARCHITECTURES
 from kssm.train import checkpoint
 from kssm.train.config import PRESETS, ModelConfig, OptimizerConfig, TrainConfig, check, least_memory
 
@@ -83,7 +84,21 @@ class TestRun:
         p = np.unique(targets, return_counts=True)[1] / len(targets)
         assert metrics(run)[-1]["unigram_entropy"] == pytest.approx(-(p * np.log(p)).sum())
 
-    @pytest.mark.parametrize("arch", ["v1", "v3"])
+    @pytest.mark.parametrize("arch", ["gpt", "gru", "lstm", "mamba"])
+    def test_r_is_left_out_where_there_are_no_oscillators(
+        self, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arch: str
+    ):
+        run = tmp_path / "run"
+        assert train(text, run, "--arch", arch, "--max-steps", 3) == 0
+        lines = metrics(run)
+        assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+        assert set(lines[0]) == {"step", "loss", "regularization", "grad_norm", "lr"}
+        assert set(lines[-1]) == {"step", "validation_loss", "unigram_entropy", "bits_per_byte"}
+        assert "R by layer" not in (run / "log.txt").read_text()
+        assert "R " not in capfd.readouterr().err.splitlines()[-1]
+        assert kssm("sample", run, "--prompt", "lock", "--tokens", 30, "--device", "cpu") == 0
+
+    @pytest.mark.parametrize("arch", ["v1", "v3", "v4", "gpt", "gru", "lstm", "mamba"])
     def test_beats_the_unigram_entropy(self, text: Path, tmp_path: Path, arch: str):
         run = tmp_path / "run"
         options = "--arch {} --max-steps 120 --eval-every 120 --lr 2e-2 --batch-size 8 --eval-tokens 320"
@@ -111,7 +126,10 @@ class TestRun:
 
 
 class TestResume:
-    @pytest.mark.parametrize(("arch", "number"), [("v1", signal.SIGINT), ("v2", signal.SIGTERM), ("v3", signal.SIGINT)])
+    @pytest.mark.parametrize(
+        ("arch", "number"),
+        [(arch, signal.SIGTERM if arch == "v2" else signal.SIGINT) for arch in ARCHITECTURES],
+    )
     def test_equals_the_uninterrupted_run_bit_for_bit(
         self,
         text: Path,
@@ -121,7 +139,7 @@ class TestResume:
         arch: str,
         number: signal.Signals,
     ):
-        """v2 draws dropout and v3 phase noise from torch's generator: both must go on where they stopped."""
+        """Dropout and v3's phase noise are drawn from torch's generator: they must go on where they stopped."""
         whole, parts = tmp_path / "whole", tmp_path / "parts"
         options = ["--arch", arch, "--dropout", 0.2, "--max-steps", 10, "--accumulate", 2]
         assert train(text, whole, *options) == 0

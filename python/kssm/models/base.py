@@ -1,21 +1,22 @@
-"""What every K-SSM generation is: a language model, and the configuration that builds it."""
+"""What every model here is: a language model, and the configuration that builds it."""
 
 from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kssm.options import between
+from kssm.options import Size, between
 
-__all__ = ["Architecture", "Harmonics", "OscillatorLM", "check_sizes"]
+__all__ = ["Architecture", "Harmonics", "LanguageModel", "LayeredArchitecture", "RecurrentLM", "State", "check_sizes"]
 
 Harmonics = Annotated[int, between(1, 256)]
+State: TypeAlias = tuple[Tensor, ...]
 
 
 def check_sizes(model: str, **sizes: int) -> None:
@@ -24,14 +25,17 @@ def check_sizes(model: str, **sizes: int) -> None:
             raise ValueError(f"{model}: {name} must be an int of at least 1, got {size!r}")
 
 
-class OscillatorLM(nn.Module, ABC):
-    """What the K-SSM models have in common.
+class LanguageModel(nn.Module, ABC):
+    """What all models have in common.
 
-    ``model(tokens [B, T] int64)`` returns logits ``[B, T, V]``, in nats, not normalised. After a call ``last_r`` is the
-    mean order parameter R of each layer, ``[layers]``, dimensionless, in [0, 1], without gradient; None before one.
-    ``max_positions`` is the longest T, or None where the model has no positions.
+    ``model(tokens [B, T] int64)`` returns logits ``[B, T, V]``, in nats, not normalised. ``max_positions`` is the
+    longest T, or None where there is no limit. After a call ``last_r`` of a model with oscillators is the mean order
+    parameter R of each layer, ``[layers]``, dimensionless, in [0, 1], without gradient; None before one, and always
+    None for a model without oscillators. ``undecayed`` are the last parts of the names of parameters that are matrices
+    by their shape alone: weight decay leaves them out.
     """
 
+    undecayed: frozenset[str] = frozenset()
     vocab_size: int
     max_positions: int | None
     last_r: Tensor | None
@@ -98,10 +102,10 @@ class OscillatorLM(nn.Module, ABC):
             raise ValueError(f"generate: top_k must be at least 1, got {top_k}")
         was_training = self.training
         self.eval()
+        state: State | None = None
         try:
             for _ in range(max_new_tokens):
-                window = tokens if self.max_positions is None else tokens[:, -self.max_positions :]
-                logits = self(window)[:, -1]
+                logits, state = self._last_logits(tokens, state)
                 if temperature == 0:
                     following = logits.argmax(-1, keepdim=True)
                 else:
@@ -115,18 +119,61 @@ class OscillatorLM(nn.Module, ABC):
             self.train(was_training)
         return tokens
 
+    def _last_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+        """Logits ``[B, V]`` behind the last token; ``state`` is what the call for all tokens but this one returned."""
+        window = tokens if self.max_positions is None else tokens[:, -self.max_positions :]
+        return self(window)[:, -1], None
+
+
+class RecurrentLM(LanguageModel):
+    """A model that can go on from where it was: all that later tokens need of earlier ones is a state.
+
+    :meth:`generate` reads the prompt once and then one token at a time, at the cost of a token each, as long as the
+    sequence has no more than ``max_positions`` tokens.
+    """
+
+    @abstractmethod
+    def advance(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Logits ``[B, T, V]`` of ``tokens [B, T] int64``, T >= 1, and the state to go on from.
+
+        ``state`` is what the call for the tokens before these returned; None at a sequence's beginning. What it holds
+        is the model's own affair. Gradients flow through it: detach its tensors to cut them.
+
+        Raises: TypeError for tokens that are not int64, ValueError for a bad shape or, with those that the state has
+        seen, more than ``max_positions`` tokens.
+        """
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.advance(tokens)[0]
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        super()._check_tokens(tokens)
+        if tokens.shape[1] < 1:
+            shape = tuple(tokens.shape)
+            raise ValueError(f"{type(self).__name__}: tokens must have shape [B, T] with T >= 1, got {shape}")
+
+    def _last_logits(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+        if self.max_positions is not None and tokens.shape[1] > self.max_positions:
+            return super()._last_logits(tokens, None)  # every token's place in the window is another one now
+        logits, state = self.advance(tokens if state is None else tokens[:, -1:], state)
+        return logits[:, -1], state
+
 
 @dataclass(frozen=True)
 class Architecture(ABC):
-    """The options of one generation, and the model that they describe.
+    """The options of one kind of model, and the model that they describe.
 
-    A generation's fields are options of ``kssm train`` under their names, with their bounds as metadata of their types
+    Its fields are options of ``kssm train`` under their names, with their bounds as metadata of their types
     (:mod:`kssm.options`).
     """
 
     @abstractmethod
-    def build(self, vocabulary_size: int, context: int) -> OscillatorLM:
+    def build(self, vocabulary_size: int, context: int) -> LanguageModel:
         """The model, freshly initialised, for sequences of up to ``context`` tokens."""
+
+    def check(self) -> None:
+        """Raise UsageError where values that are possible by themselves do not go together."""
+        return None
 
     @abstractmethod
     def activations(self) -> int:
@@ -136,3 +183,17 @@ class Architecture(ABC):
         """The model's number of parameters, counted on the meta device: exact, and without memory for them."""
         with torch.device("meta"):
             return sum(p.numel() for p in self.build(vocabulary_size, context).parameters())
+
+
+@dataclass(frozen=True)
+class LayeredArchitecture(Architecture):
+    """A stack of layers; each but the first two has as many parameters as the second."""
+
+    layers: Size
+
+    def parameters(self, vocabulary_size: int, context: int) -> int:
+        """Counted on models of one and two layers, however many there are."""
+        one, two = (
+            super(LayeredArchitecture, replace(self, layers=n)).parameters(vocabulary_size, context) for n in (1, 2)
+        )
+        return one + (self.layers - 1) * (two - one)

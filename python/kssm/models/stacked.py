@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kssm.models.base import Architecture, OscillatorLM
+from kssm.models.base import LanguageModel, LayeredArchitecture
+from kssm.models.layers import INIT_STD, SmallEmbedding, SmallLinear
 from kssm.options import Size
 
 __all__ = ["Block", "StackedConfig", "StackedLM"]
-
-# A tied head multiplies by the embedding: at nn.Embedding's N(0, 1) the first logits would have a standard deviation
-# of sqrt(D) (20 at D = 384) and the first loss lie tens of nats above log(vocabulary); at 0.02 it starts there.
-INIT_STD = 0.02
 
 
 class Block(nn.Module):
@@ -28,27 +25,17 @@ class Block(nn.Module):
         self.ffn = ffn
 
 
-class _SmallEmbedding(nn.Embedding):
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
-
-
-class _SmallLinear(nn.Linear):
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=INIT_STD)
-
-
-class StackedLM(OscillatorLM):
+class StackedLM(LanguageModel):
     """Embedding and learned positions, blocks, a final norm, an output head without bias."""
 
     def __init__(self, vocab_size: int, hidden_dim: int, max_positions: int, blocks: list[Block], tied: bool) -> None:
         super().__init__(vocab_size, max_positions)
         self.tied = tied
-        self.embed = _SmallEmbedding(vocab_size, hidden_dim)
+        self.embed = SmallEmbedding(vocab_size, hidden_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, max_positions, hidden_dim))
         self.blocks = nn.ModuleList(blocks)
         self.final_norm = nn.LayerNorm(hidden_dim)
-        self.output_head = _SmallLinear(hidden_dim, vocab_size, bias=False)
+        self.output_head = SmallLinear(hidden_dim, vocab_size)
         self._reset_own()
 
     def reset_parameters(self) -> None:
@@ -73,18 +60,12 @@ class StackedLM(OscillatorLM):
 
 
 @dataclass(frozen=True)
-class StackedConfig(Architecture):
+class StackedConfig(LayeredArchitecture):
     """Width D, number of blocks, oscillators N in each."""
 
     dim: Size
-    layers: Size
     oscillators: Size
 
     def activations(self) -> int:
         # Of width D the results of both norms, of width 4D the FFN's middle before and after GELU.
         return self.layers * (10 * self.dim + self.oscillators)
-
-    def parameters(self, vocabulary_size: int, context: int) -> int:
-        """Counted on models of one and two blocks: every further block has as many as the second."""
-        one, two = (super(StackedConfig, replace(self, layers=n)).parameters(vocabulary_size, context) for n in (1, 2))
-        return one + (self.layers - 1) * (two - one)

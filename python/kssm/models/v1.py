@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kssm.models.base import Architecture, Harmonics, OscillatorLM, check_sizes
+from kssm.models.base import Architecture, Harmonics, LanguageModel, check_sizes
 from kssm.options import Size
 from kssm_kernels import FusedKuramotoV1, order_parameters
 
 __all__ = ["KSSMv1", "V1Config"]
 
 
-class KSSMv1(OscillatorLM):
+class KSSMv1(LanguageModel):
     """K-SSM v1: the order parameters of one oscillator bank are the only path from token to logits.
 
     Equation: ``f = to_freq(embed(token))``; the v1 bank turns f into phases theta ``[B, T, N]`` in radians;

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from kssm.data import Dataset, Vocabulary
-from kssm.models import OscillatorLM
+from kssm.models import LanguageModel
 from kssm.options import UsageError
 from kssm.train.config import TrainConfig
 
@@ -21,7 +21,7 @@ __all__ = ["build_model", "load_checkpoint", "load_config", "load_run", "save_ch
 CONFIG, CHECKPOINT = "config.json", "checkpoint.pt"
 
 
-def build_model(config: TrainConfig, vocabulary_size: int) -> OscillatorLM:
+def build_model(config: TrainConfig, vocabulary_size: int) -> LanguageModel:
     """The model of a configuration, freshly initialised, with as many positions as ``config.context``."""
     return config.model.architecture().build(vocabulary_size, config.context)
 
@@ -59,7 +59,7 @@ def load_checkpoint(run: Path) -> dict[str, Any]:
     return state
 
 
-def load_run(run: Path, device: torch.device) -> tuple[OscillatorLM, Vocabulary]:
+def load_run(run: Path, device: torch.device) -> tuple[LanguageModel, Vocabulary]:
     """The trained model of a run, in evaluation mode, and its vocabulary; raises UsageError if there is none."""
     config = load_config(run)
     vocabulary = Dataset(run).vocabulary

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from kssm.models import ARCHITECTURES, Architecture
 from kssm.models.base import Harmonics
+from kssm.models.v4 import Kind, Readout
 from kssm.options import (
     NOT_NEGATIVE,
     POSITIVE,
@@ -42,22 +43,40 @@ class ModelConfig:
     """Architecture and sizes."""
 
     arch: Arch = "v3"
-    """K-SSM generation."""
+    """K-SSM generation (v1, v2, v3, v4) or baseline (gpt, gru, lstm, mamba)."""
     dim: Size = 128
     """Width D (v1: of the embedding and the readout)."""
     layers: Size = 2
-    """Blocks (v2, v3; v1 has one bank)."""
+    """Blocks or recurrent layers (all but v1, which has one bank)."""
     oscillators: Size = 64
-    """Oscillators N in each bank."""
+    """Oscillators in each bank (v1, v2, v3, v4)."""
     harmonics: Harmonics = 16
-    """Order parameters H, 1 to 256 (v1, v3)."""
+    """Order parameters H, 1 to 256 (v1, v3); powers of a state, 1 to 32 (v4)."""
     dropout: Probability = 0.0
-    """Dropout probability (v2)."""
+    """Dropout probability (v2, gpt, gru, lstm)."""
     tied: bool = True
     """Share the output head's matrix with the embedding (v3)."""
+    heads: Size = 4
+    """Attention heads (gpt); oscillator heads, a divisor of the oscillators (v4)."""
+    kind: Kind = "moebius"
+    """What a step does to an oscillator (v4)."""
+    readout: Readout = "communities"
+    """Order parameters of heads, or of learned communities (v4)."""
+    communities: Size = 80
+    """Communities of the readout (v4)."""
+    feedback: Annotated[int, at_least(0)] = 80
+    """Communities whose sums move the next step; 0 for an open loop (v4)."""
+    listen: bool = True
+    """Tokens say how strongly each community of the loop counts (v4)."""
+    coupling: bool = False
+    """A head's oscillators feel their mean field (v4)."""
+    forget: bool = True
+    """Heads have a forget gate (v4)."""
+    mlp: Annotated[int, at_least(0)] = 0
+    """Width of the MLP behind each bank; 0 for none (v4)."""
 
     def architecture(self) -> Architecture:
-        """The generation's own options, taken from these by name; raises UsageError where ``arch`` names none."""
+        """The model's own options, taken from these by name; raises UsageError where ``arch`` names none."""
         if self.arch not in ARCHITECTURES:
             raise UsageError(f"--arch must be one of {', '.join(ARCHITECTURES)}, got {self.arch}")
         kind = ARCHITECTURES[self.arch]
@@ -89,7 +108,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a K-SSM language model on text.
+    """Train a K-SSM language model, or a baseline, on text.
 
     Without --data the text is the Python standard library's own sources. Everything a run makes lies in its folder:
     config.json, tokens.bin and tokens.json, metrics.jsonl, log.txt, checkpoint.pt. Ctrl+C saves and stops.
@@ -178,6 +197,41 @@ PRESETS: dict[str, TrainConfig] = {
         model=ModelConfig(arch="v3", dim=384, layers=6, oscillators=192, harmonics=32),
         optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200),
     ),
+    "v4-100k": TrainConfig(
+        preset="v4-100k",
+        out=Path("runs/v4-100k"),
+        context=64,
+        max_steps=2000,
+        batch_size=12,
+        eval_every=500,
+        model=ModelConfig(
+            arch="v4", dim=48, layers=2, oscillators=96, heads=12, harmonics=2, communities=24, feedback=24
+        ),
+        optimizer=OptimizerConfig(lr=8e-3, warmup_steps=100, weight_decay=0.01),
+    ),
+    "v4-1m": TrainConfig(
+        preset="v4-1m",
+        out=Path("runs/v4-1m"),
+        context=64,
+        max_steps=2000,
+        batch_size=12,
+        eval_every=500,
+        model=ModelConfig(arch="v4", dim=128, layers=2, oscillators=256, heads=32, harmonics=2),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100, weight_decay=0.01),
+    ),
+    # Near the proportions of v4-1m, three times as deep; nobody has trained it to the end, so its rate is a guess.
+    "v4-90m": TrainConfig(
+        preset="v4-90m",
+        out=Path("runs/v4-90m"),
+        context=256,
+        max_steps=10000,
+        batch_size=16,
+        eval_every=500,
+        model=ModelConfig(
+            arch="v4", dim=768, layers=6, oscillators=1536, heads=192, harmonics=2, communities=512, feedback=512
+        ),
+        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200, weight_decay=0.01),
+    ),
 }
 
 if not TYPE_CHECKING:
@@ -193,8 +247,10 @@ def _options(config: TrainConfig) -> dict[str, Any]:
 
 def check(config: TrainConfig) -> None:
     """Raise UsageError for the first option with an impossible value; touches no file."""
-    for options in (config, config.model, config.optimizer, config.model.architecture()):
+    architecture = config.model.architecture()
+    for options in (config, config.model, config.optimizer, architecture):
         check_bounds(options)
+    architecture.check()
     if config.eval_tokens < config.context:
         raise UsageError(f"--eval-tokens must be at least --context {config.context}, got {config.eval_tokens}")
 

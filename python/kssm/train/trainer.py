@@ -25,7 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no stub
 
 from kssm import data
 from kssm.data import Dataset
-from kssm.models import OscillatorLM
+from kssm.models import LanguageModel
 from kssm.options import UsageError
 from kssm.train.checkpoint import (
     build_model,
@@ -58,7 +58,7 @@ class Evaluation:
     loss: float  # nats per token
     unigram_entropy: float  # nats per token
     bits_per_byte: float
-    r: list[float]  # mean order parameter of each layer
+    r: list[float] | None  # mean order parameter of each layer; None of a model without oscillators
 
     def __str__(self) -> str:
         return (
@@ -80,12 +80,14 @@ def learning_rate(step: int, max_steps: int, config: OptimizerConfig) -> float:
     return config.lr * (config.lr_floor + (1 - config.lr_floor) * cosine)
 
 
-def make_optimizer(model: OscillatorLM, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW that decays matrices (embeddings included) and leaves vectors and scalars alone."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+def make_optimizer(model: LanguageModel, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW that decays matrices (embeddings included) and leaves vectors, scalars and ``model.undecayed`` alone."""
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in parameters if p.dim() >= 2 and name.rpartition(".")[2] not in model.undecayed]
+    ids = {id(p) for p in decayed}
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for _, p in parameters if id(p) not in ids], "weight_decay": 0.0},
     ]
     fused = device.type in ("cpu", "cuda")  # the devices with a fused kernel in every torch since 2.4
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
@@ -116,7 +118,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 class Trainer:
     """One run in its folder: model, optimizer, step count, and what they need to go on."""
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, model: OscillatorLM, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, dataset: Dataset, model: LanguageModel, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         self.model = model.to(device)
         self.optimizer = make_optimizer(self.model, config.optimizer, device)
@@ -167,14 +169,14 @@ class Trainer:
             total += functional.cross_entropy(
                 logits.flatten(0, 1), targets.flatten().to(self.device), reduction="sum"
             ).item()
-            assert self.model.last_r is not None
-            r.append(self.model.last_r.cpu() * (tokens.numel() / tokens_seen))
+            if self.model.last_r is not None:
+                r.append(self.model.last_r.cpu() * (tokens.numel() / tokens_seen))
         loss = total / tokens_seen
         return Evaluation(
             loss,
             data.unigram_entropy(counts),
             data.bits_per_byte(loss, counts, vocabulary),
-            [round(value, 4) for value in torch.stack(r).sum(0).tolist()],
+            [round(value, 4) for value in torch.stack(r).sum(0).tolist()] if r else None,
         )
 
     def sample(self) -> str:
@@ -237,11 +239,10 @@ class Trainer:
                     record = self._record(values, tokens / (time.perf_counter() - since))
                     since, tokens = time.perf_counter(), 0
                     metrics.write(json.dumps(record) + "\n")
-                    mean_r = sum(record["r"]) / len(record["r"])
-                    bar.set_postfix_str(
-                        f"loss {record['loss']:.3f}, R {mean_r:.3f}, {record['tokens_per_second']:,} tokens/s",
-                        refresh=False,
-                    )
+                    shown = [f"loss {record['loss']:.3f}", f"{record['tokens_per_second']:,} tokens/s"]
+                    if "r" in record:
+                        shown.insert(1, f"R {sum(record['r']) / len(record['r']):.3f}")
+                    bar.set_postfix_str(", ".join(shown), refresh=False)
                 bar.update()
                 if self.step % c.eval_every == 0 or self.step == c.max_steps:
                     started = time.perf_counter()
@@ -254,12 +255,12 @@ class Trainer:
             return evaluation
 
     def _record(self, values: dict[str, torch.Tensor], tokens_per_second: float) -> dict[str, Any]:
-        assert self.model.last_r is not None
         record: dict[str, Any] = {"step": self.step, **{name: value.item() for name, value in values.items()}}
         self._require_finite("loss", record["loss"])
         self._require_finite("gradient norm", record["grad_norm"])
         record["lr"] = self.optimizer.param_groups[0]["lr"]
-        record["r"] = [round(v, 4) for v in self.model.last_r.tolist()]
+        if self.model.last_r is not None:
+            record["r"] = [round(v, 4) for v in self.model.last_r.tolist()]
         record["tokens_per_second"] = round(tokens_per_second)
         memory = memory_in_use(self.device)
         if memory is not None:
@@ -277,14 +278,16 @@ class Trainer:
         evaluation = self.evaluate()
         self._require_finite("validation loss", evaluation.loss)
         self.best_loss = min(self.best_loss, evaluation.loss)
-        values = {
+        values: dict[str, Any] = {
             "validation_loss": evaluation.loss,
             "unigram_entropy": evaluation.unigram_entropy,
             "bits_per_byte": evaluation.bits_per_byte,
-            "validation_r": evaluation.r,
         }
+        text = f"step {self.step}: {evaluation}"
+        if evaluation.r is not None:
+            values["validation_r"] = evaluation.r
+            text += f", R by layer {evaluation.r}"
         metrics.write(json.dumps({"step": self.step, **values}) + "\n")
-        text = f"step {self.step}: {evaluation}, R by layer {evaluation.r}"
         if self.config.sample_tokens:
             lines = "".join(c if c.isprintable() or c == "\n" else REPLACEMENT for c in self.sample()).split("\n")
             text += "\n" + "\n".join("    " + line for line in lines)
@@ -366,7 +369,7 @@ def train(config: TrainConfig) -> None:
     dataset = trainer.dataset
     parameters = sum(p.numel() for p in trainer.model.parameters())
     print(
-        f"K-SSM {config.model.arch}, {parameters:,} parameters, on {device}; {len(dataset.train):,} training and "
+        f"{type(trainer.model).__name__}, {parameters:,} parameters, on {device}; {len(dataset.train):,} training and "
         f"{len(dataset.validation):,} held-out tokens of {len(dataset.vocabulary)} kinds; "
         f"steps {trainer.step} to {config.max_steps}",
         flush=True,
