@@ -152,6 +152,10 @@ class TestWindows:
 def test_unigram_entropy_and_bits_per_byte():
     assert data.unigram_entropy(np.array([4, 4, 4, 4, 0])) == pytest.approx(math.log(4))
     assert data.unigram_entropy(np.array([7, 0])) == 0
+    assert data.bigram_entropy(np.zeros((0, 2), dtype=np.int64)) == 0
+    alone = np.stack([np.zeros(8, dtype=np.int64), np.array([0, 0, 1, 1, 2, 2, 3, 3])], 1)
+    assert data.bigram_entropy(alone) == pytest.approx(math.log(4))  # what stands before says nothing
+    assert data.bigram_entropy(np.array([[0, 1], [1, 2], [2, 0]] * 5)) == pytest.approx(0, abs=1e-12)
     # two tokens of one byte and two of two bytes, at 3 bits each: 12 bits in 6 bytes
     vocabulary = Vocabulary("char", "aé")
     assert data.bits_per_byte(3 * math.log(2), np.array([2, 2]), vocabulary) == pytest.approx(2.0)

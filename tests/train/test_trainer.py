@@ -76,13 +76,17 @@ class TestRun:
         assert len(log.splitlines()) >= 4  # each evaluation and its sample
         assert log in out
 
-    def test_unigram_entropy_is_that_of_the_evaluated_text(self, text: Path, tmp_path: Path):
+    def test_entropies_are_those_of_the_evaluated_text(self, text: Path, tmp_path: Path):
         run = tmp_path / "run"
         assert train(text, run, "--max-steps", 1, "--eval-tokens", 10**6) == 0
         held_out = data.Dataset(run).validation
         targets = held_out[1 : 1 + (len(held_out) - 1) // 16 * 16]
         p = np.unique(targets, return_counts=True)[1] / len(targets)
         assert metrics(run)[-1]["unigram_entropy"] == pytest.approx(-(p * np.log(p)).sum())
+        before = held_out[: len(targets)]
+        given = [np.unique(targets[before == b], return_counts=True)[1] for b in np.unique(before)]
+        bigram = sum(-(n * np.log(n / n.sum())).sum() for n in given) / len(targets)
+        assert metrics(run)[-1]["bigram_entropy"] == pytest.approx(bigram)
 
     @pytest.mark.parametrize("arch", ["gpt", "gru", "lstm", "mamba"])
     def test_r_is_left_out_where_there_are_no_oscillators(
@@ -93,7 +97,7 @@ class TestRun:
         lines = metrics(run)
         assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
         assert set(lines[0]) == {"step", "loss", "regularization", "grad_norm", "lr"}
-        assert set(lines[-1]) == {"step", "validation_loss", "unigram_entropy", "bits_per_byte"}
+        assert set(lines[-1]) == {"step", "validation_loss", "unigram_entropy", "bigram_entropy", "bits_per_byte"}
         assert "R by layer" not in (run / "log.txt").read_text()
         assert "R " not in capfd.readouterr().err.splitlines()[-1]
         assert kssm("sample", run, "--prompt", "lock", "--tokens", 30, "--device", "cpu") == 0

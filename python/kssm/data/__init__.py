@@ -12,12 +12,13 @@ from kssm.data.corpus import (
     windows,
     write_corpus,
 )
-from kssm.data.tokens import Vocabulary, bits_per_byte, unigram_entropy
+from kssm.data.tokens import Vocabulary, bigram_entropy, bits_per_byte, unigram_entropy
 
 __all__ = [
     "Corpus",
     "Dataset",
     "Vocabulary",
+    "bigram_entropy",
     "bits_per_byte",
     "even_starts",
     "find_files",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kssm.options import UsageError
 
-__all__ = ["Tokens", "Vocabulary", "bits_per_byte", "unigram_entropy"]
+__all__ = ["Tokens", "Vocabulary", "bigram_entropy", "bits_per_byte", "unigram_entropy"]
 
 CODE_POINTS = 0x110000
 
@@ -76,6 +76,19 @@ def unigram_entropy(counts: NDArray[np.int64]) -> float:
     """
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum())
+
+
+def bigram_entropy(pairs: NDArray[np.int64]) -> float:
+    """Entropy in nats of a token given the one before it, from ``pairs [P, 2]`` of (before, token) themselves.
+
+    The best mean loss over these pairs of a model that sees one token at a time.
+
+    >>> bigram_entropy(np.array([[0, 1], [0, 2], [1, 3], [1, 3]])) == math.log(2) / 2
+    True
+    """
+    _, counts = np.unique(pairs, axis=0, return_counts=True)
+    _, first = np.unique(pairs[:, 0], return_counts=True)
+    return (float((first * np.log(first)).sum()) - float((counts * np.log(counts)).sum())) / max(1, len(pairs))
 
 
 def bits_per_byte(loss: float, counts: NDArray[np.int64], vocabulary: Vocabulary) -> float:

@@ -53,17 +53,18 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # for control characters: an untraine
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found on its held-out windows; both entropies over the same target tokens."""
+    """What an evaluation found on its held-out windows; loss and entropies over the same target tokens."""
 
     loss: float  # nats per token
-    unigram_entropy: float  # nats per token
+    unigram_entropy: float  # nats per token, as the next: of a token alone,
+    bigram_entropy: float  # and given the one before it
     bits_per_byte: float
     r: list[float] | None  # mean order parameter of each layer; None of a model without oscillators
 
     def __str__(self) -> str:
         return (
-            f"validation loss {self.loss:.4f} nats/token beside unigram entropy {self.unigram_entropy:.4f}, "
-            f"{self.bits_per_byte:.3f} bits/byte"
+            f"validation loss {self.loss:.4f} nats/token beside unigram entropy {self.unigram_entropy:.4f} and bigram "
+            f"entropy {self.bigram_entropy:.4f}, {self.bits_per_byte:.3f} bits/byte"
         )
 
 
@@ -156,14 +157,15 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """Loss, unigram entropy and R on the held-out windows, in evaluation mode: no dropout, no noise."""
+        """Loss, entropies and R on the held-out windows, in evaluation mode: no dropout, no noise."""
         vocabulary = self.dataset.vocabulary
         self.model.eval()
-        total, r = 0.0, []
+        total, r, pairs = 0.0, [], []
         counts = np.zeros(len(vocabulary), dtype=np.int64)
         tokens_seen = sum(map(len, self.eval_starts)) * self.config.context
         for part in self.eval_starts:
             tokens, targets = data.windows(self.dataset.validation, part, self.config.context)
+            pairs.append(torch.stack([tokens, targets], -1).flatten(0, 1).numpy())
             counts += np.bincount(targets.flatten().numpy(), minlength=len(vocabulary))
             logits = self.model(tokens.to(self.device))
             total += functional.cross_entropy(
@@ -175,6 +177,7 @@ class Trainer:
         return Evaluation(
             loss,
             data.unigram_entropy(counts),
+            data.bigram_entropy(np.concatenate(pairs)),
             data.bits_per_byte(loss, counts, vocabulary),
             [round(value, 4) for value in torch.stack(r).sum(0).tolist()] if r else None,
         )
@@ -281,6 +284,7 @@ class Trainer:
         values: dict[str, Any] = {
             "validation_loss": evaluation.loss,
             "unigram_entropy": evaluation.unigram_entropy,
+            "bigram_entropy": evaluation.bigram_entropy,
             "bits_per_byte": evaluation.bits_per_byte,
         }
         text = f"step {self.step}: {evaluation}"
