@@ -193,7 +193,7 @@ def test_heads_must_divide_the_width_into_pairs() -> None:
         GPT(VOCABULARY, dim=12, heads=4)
     check(TrainConfig(model=ModelConfig(arch="gpt", dim=16)))
     check(TrainConfig(model=ModelConfig(arch="gru", dim=12)))
-    with pytest.raises(UsageError, match=r"^--dim must be a multiple of twice the --heads 4, got 12$"):
+    with pytest.raises(UsageError, match=r"^--dim must be a multiple of twice the --heads 8, got 12$"):
         check(TrainConfig(model=ModelConfig(arch="gpt", dim=12)))
     with pytest.raises(UsageError, match=r"^--heads must be at least 1, got 0$"):
         check(TrainConfig(model=ModelConfig(arch="gpt", heads=0)))

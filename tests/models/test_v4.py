@@ -208,9 +208,9 @@ def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> No
 
 def test_options_that_do_not_go_together_are_refused() -> None:
     for options, message in (
-        ({"heads": 5}, "^--oscillators must be a multiple of the --heads 5, got 64$"),
+        ({"heads": 5}, "^--oscillators must be a multiple of the --heads 5, got 256$"),
         ({"harmonics": 33}, "^--harmonics must be at most 32 with --arch v4, got 33$"),
-        ({"oscillators": 4100}, "^--oscillators must be at most 4096 with --heads 4, got 4100$"),
+        ({"oscillators": 8200}, "^--oscillators must be at most 8192 with --heads 8, got 8200$"),
     ):
         with pytest.raises(UsageError, match=message):
             check(TrainConfig(model=ModelConfig(arch="v4", **options)))

@@ -42,21 +42,21 @@ else:  # the choices that the command line shows; Preset stands below the preset
 class ModelConfig:
     """Architecture and sizes."""
 
-    arch: Arch = "v3"
+    arch: Arch = "v4"
     """K-SSM generation (v1, v2, v3, v4) or baseline (gpt, gru, lstm, mamba)."""
     dim: Size = 128
     """Width D (v1: of the embedding and the readout)."""
     layers: Size = 2
     """Blocks or recurrent layers (all but v1, which has one bank)."""
-    oscillators: Size = 64
+    oscillators: Size = 256
     """Oscillators in each bank (v1, v2, v3, v4)."""
-    harmonics: Harmonics = 16
+    harmonics: Harmonics = 2
     """Order parameters H, 1 to 256 (v1, v3); powers of a state, 1 to 32 (v4)."""
     dropout: Probability = 0.0
     """Dropout probability (v2, gpt, gru, lstm)."""
     tied: bool = True
     """Share the output head's matrix with the embedding (v3)."""
-    heads: Size = 4
+    heads: Size = 8
     """Attention heads (gpt); oscillator heads, a divisor of the oscillators (v4)."""
     kind: Kind = "moebius"
     """What a step does to an oscillator (v4)."""
@@ -87,13 +87,13 @@ class ModelConfig:
 class OptimizerConfig:
     """AdamW, warm-up and cosine."""
 
-    lr: Annotated[float, POSITIVE] = 5e-3
+    lr: Annotated[float, POSITIVE] = 4e-3
     """Peak learning rate: reached by a linear warm-up, left on a cosine."""
     lr_floor: Annotated[float, between(0, 1)] = 0.1
     """Last learning rate, as a fraction of the peak."""
-    warmup_steps: Annotated[int, at_least(0)] = 20
+    warmup_steps: Annotated[int, at_least(0)] = 50
     """Steps of linear warm-up."""
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.01
     """Decoupled decay of matrices; vectors and scalars are left alone."""
     beta1: Probability = 0.9
     """Decay of the first moment."""
@@ -115,7 +115,7 @@ class TrainConfig:
     """
 
     preset: Preset = "demo"
-    """Defaults of all other options: a small v3 (up to three minutes on two cores), or the published sizes."""
+    """Defaults of all other options: a small v4 (up to three minutes on two cores), or the published sizes."""
     data: tuple[Path, ...] = ()
     """Text files or folders (of which *.txt, *.md, *.rst and *.py are read, in sorted order), UTF-8 for char tokens."""
     out: Annotated[Path, CHANGEABLE] = Path("runs/demo")
@@ -126,9 +126,9 @@ class TrainConfig:
     """Characters of the text, or its bytes."""
     context: Size = 128
     """Sequence length in tokens."""
-    max_steps: Annotated[Size, CHANGEABLE] = 300
+    max_steps: Annotated[Size, CHANGEABLE] = 700
     """Optimizer steps in all; the cosine ends there."""
-    batch_size: Size = 32
+    batch_size: Size = 16
     """Sequences in one forward pass."""
     accumulate: Size = 1
     """Forward passes whose gradients one step averages."""
@@ -136,7 +136,7 @@ class TrainConfig:
     """Of the weights, the batches, dropout and phase noise."""
     device: Annotated[str, CHANGEABLE] = "auto"
     """auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, mps, ..."""
-    eval_every: Annotated[Size, CHANGEABLE] = 100
+    eval_every: Annotated[Size, CHANGEABLE] = 175
     """Steps between evaluations; each prints a sample and saves a checkpoint. The last step is always evaluated."""
     eval_tokens: Annotated[Size, CHANGEABLE] = 65536
     """Held-out tokens of an evaluation, evenly spread over the last tenth of the text."""
@@ -175,7 +175,7 @@ PRESETS: dict[str, TrainConfig] = {
         batch_size=32,
         eval_every=500,
         model=ModelConfig(arch="v1", dim=128, layers=1, oscillators=64, harmonics=8),
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100, weight_decay=0.1),
     ),
     "v2": TrainConfig(
         preset="v2",
@@ -185,7 +185,7 @@ PRESETS: dict[str, TrainConfig] = {
         batch_size=16,
         eval_every=500,
         model=ModelConfig(arch="v2", dim=256, layers=4, oscillators=128, dropout=0.1, tied=False),
-        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200),
+        optimizer=OptimizerConfig(lr=1e-3, warmup_steps=200, weight_decay=0.1),
     ),
     "v3": TrainConfig(
         preset="v3",
@@ -195,7 +195,7 @@ PRESETS: dict[str, TrainConfig] = {
         batch_size=8,
         eval_every=500,
         model=ModelConfig(arch="v3", dim=384, layers=6, oscillators=192, harmonics=32),
-        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200),
+        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200, weight_decay=0.1),
     ),
     "v4-100k": TrainConfig(
         preset="v4-100k",
@@ -207,7 +207,7 @@ PRESETS: dict[str, TrainConfig] = {
         model=ModelConfig(
             arch="v4", dim=48, layers=2, oscillators=96, heads=12, harmonics=2, communities=24, feedback=24
         ),
-        optimizer=OptimizerConfig(lr=8e-3, warmup_steps=100, weight_decay=0.01),
+        optimizer=OptimizerConfig(lr=8e-3, warmup_steps=100),
     ),
     "v4-1m": TrainConfig(
         preset="v4-1m",
@@ -217,7 +217,7 @@ PRESETS: dict[str, TrainConfig] = {
         batch_size=12,
         eval_every=500,
         model=ModelConfig(arch="v4", dim=128, layers=2, oscillators=256, heads=32, harmonics=2),
-        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100, weight_decay=0.01),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100),
     ),
     # Near the proportions of v4-1m, three times as deep; nobody has trained it to the end, so its rate is a guess.
     "v4-90m": TrainConfig(
@@ -230,7 +230,7 @@ PRESETS: dict[str, TrainConfig] = {
         model=ModelConfig(
             arch="v4", dim=768, layers=6, oscillators=1536, heads=192, harmonics=2, communities=512, feedback=512
         ),
-        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200, weight_decay=0.01),
+        optimizer=OptimizerConfig(lr=6e-4, warmup_steps=200),
     ),
 }
 
