@@ -12,7 +12,7 @@ from bench.compare import check
 from bench.interleave import Call
 from kssm_kernels import oscillator_scan
 from tests.support import naive
-from tests.support.oscillator_scan import drawn
+from tests.support.oscillator_scan import WEIGHTS, drawn, joined
 
 OSCILLATORS, HARMONICS = 8, 4  # of a head
 DIRECTIONS = ("forward", "forward and backward")
@@ -25,22 +25,27 @@ Function = Callable[[dict[str, Tensor]], Sequence[Tensor]]
 
 
 class Scan:
-    """Arguments of a scan and the gradients at its order parameters; functions of the arguments."""
+    """Arguments of a scan and the gradients at its order parameters; functions of the arguments.
 
-    def __init__(self, kind: str, size: Size, coupled: bool = True) -> None:
+    ``communities``: how many close the loop; 0: it is open.
+    """
+
+    def __init__(self, kind: str, size: Size, coupled: bool = True, communities: int = 0) -> None:
         rows, steps, width = size
         self.kind, self.heads, self.numbers = kind, width // OSCILLATORS, rows * steps * width
-        self.args = drawn((rows,), steps, self.heads, OSCILLATORS, coupling=coupled, dtype=torch.float32)
+        operands = {"coupling": coupled, "communities": communities, "dtype": torch.float32}
+        self.args = drawn((rows,), steps, self.heads, OSCILLATORS, **operands)
         self.grads = tuple(torch.randn(rows, steps, self.heads, HARMONICS) for _ in range(2))
         self.case = f"oscillator_scan {kind}, B={rows} T={steps} D={width}, {'coupled' if coupled else 'not coupled'}"
+        self.case += f", closed by {communities} communities" if communities else ""
 
     def ours(self, args: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        re, im, _ = oscillator_scan(**args, kind=self.kind, heads=self.heads, harmonics=HARMONICS)
+        re, im, _ = oscillator_scan(**joined(args), kind=self.kind, heads=self.heads, harmonics=HARMONICS)
         return re, im
 
     def loop(self, args: dict[str, Tensor]) -> tuple[Tensor]:
         """The order parameters as complex numbers."""
-        return (naive.oscillator_scan(**args, kind=self.kind, heads=self.heads, harmonics=HARMONICS)[0],)
+        return (naive.oscillator_scan(**joined(args), kind=self.kind, heads=self.heads, harmonics=HARMONICS)[0],)
 
     def parts_of_loop(self, args: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         (order,) = self.loop(args)
@@ -48,13 +53,17 @@ class Scan:
 
     def check(self, found: Sequence[Tensor] | None = None) -> None:
         """The gate of a timing: :meth:`ours`, or what another has ``found`` for as few steps as the gate has."""
-        grads = [torch.cat((g[:, :GATE_STEPS], torch.zeros_like(g[:, GATE_STEPS:])), 1) for g in self.grads]
+        part = gated(self.grads)
         if found is None:
+            grads = [torch.zeros_like(g) for g in self.grads]
+            for whole, some in zip(grads, part, strict=True):
+                whole[:GATE_ROWS, :GATE_STEPS] = some
             found = results_of(self.ours, self.args, grads)
-        args, part = dict(zip(self.args, gated(list(self.args.values())), strict=True)), gated(grads)
+        args = {k: v if k in WEIGHTS else v[:GATE_ROWS, :GATE_STEPS] for k, v in self.args.items()}
+        own = [t if n in WEIGHTS else t[:GATE_ROWS, :GATE_STEPS] for n, t in zip(("", "", *args), found, strict=True)]
         framework = results_of(self.parts_of_loop, args, part)
         truth = results_of(self.parts_of_loop, {k: v.double() for k, v in args.items()}, [g.double() for g in part])
-        check(self.case, gated(found), framework, truth)
+        check(self.case, own, framework, truth)
 
     def call(self, function: Function, direction: str, grads: Sequence[Tensor]) -> Call:
         """Alone, the forward pass is that of inference."""

@@ -13,7 +13,8 @@ from tests.support.cases import Args, Result
 
 KINDS = ("stuart_landau", "moebius")
 SEQUENCES = ("p", "q", "gate", "phase", "coupling", "forget")
-LOOP = ("communities", "feedback", "listen")
+WEIGHTS = ("communities", "feedback")
+LOOP = (*WEIGHTS, "listen")
 MOVING = (*SEQUENCES, "phase_lag", "initial_re", "initial_im", *LOOP)  # those that have a gradient
 
 
@@ -64,7 +65,7 @@ def drawn(
     return found
 
 
-def _joined(args: Args) -> Args:
+def joined(args: Args) -> Args:
     """The initial state as a pair, and what closes the loop as three."""
     rest = {k: v for k, v in args.items() if not k.startswith("initial_") and k not in LOOP}
     if "communities" in args:
@@ -75,7 +76,7 @@ def _joined(args: Args) -> Args:
 
 
 def by_package(args: Args, **options: Any) -> Result:
-    order_re, order_im, last, *states = oscillator_scan(**_joined(args), **options)
+    order_re, order_im, last, *states = oscillator_scan(**joined(args), **options)
     found = {"order_re": order_re, "order_im": order_im, "last_re": last[0], "last_im": last[1]}
     return found | dict(zip(("states_re", "states_im"), states[0], strict=True)) if states else found
 
@@ -87,7 +88,7 @@ def by_equation(args: Args, *, save: Any = None, return_states: bool = False, **
         return v.float() if isinstance(v, Tensor) and v.dtype in (torch.bfloat16, torch.float16) else v
 
     wide = {k: ready(v) for k, v in args.items()}
-    orders, states = naive.oscillator_scan(**_joined(wide), **options)
+    orders, states = naive.oscillator_scan(**joined(wide), **options)
     found = {"order_re": orders.real, "order_im": orders.imag}
     for part, of_states in (("re", states.real), ("im", states.imag)):
         if states.shape[-2]:
