@@ -25,6 +25,7 @@ TITLES = {
     "test_kuramoto_update.py": "Phase update: theta [8, 512, 192], float32",
     "test_long_calls.py": "Calls of many steps: theta [64, 192], float32, one thread",
     "test_oscillator_scan.py": "Oscillator scan: heads of 8 oscillators, forget gate, 4 harmonics, float32",
+    "test_scan_loop.py": "Oscillator scan in a closed loop of 64 communities, and a training step of K-SSM v4",
     "test_bank.py": "FusedKuramoto: width 384, batch 4, length 512, 192 oscillators, 32 harmonics",
     "test_memory.py": "Peak extra memory",
     "test_train_step.py": "One training step of K-SSM v3: batch 4, length 512",

@@ -174,6 +174,8 @@ LONG = {
     "backward": "kuramoto_update(torch.rand(2, 20).requires_grad_(), 1.0, dt=0.01, steps=4_000_000).sum().backward()",
     "pure torch": "kuramoto_update(torch.rand(1, 200), 1.0, dt=0.01, steps=2**31 - 1)",
     "a scan": "x = torch.rand(1, 1, 8).expand(3, 10**10, 8); oscillator_scan(x, x, x, x, heads=2, harmonics=0)",
+    "a closed loop": "x = torch.rand(1, 1, 8).expand(3, 10**10, 8); "
+    "oscillator_scan(x, x, x, x, heads=2, harmonics=0, feedback=(torch.zeros(1, 8), torch.zeros(32, 2), None))",
 }
 
 
