@@ -34,7 +34,9 @@ template <class T, bool MOEBIUS> class Forward {
     run_.chunk(t0, count, before_, mean_, states_, v_);
     keep(t0, count);
   }
-  Track<T, MOEBIUS> track(LoopRow<T, MOEBIUS>& loop) { return {&run_, &loop, b_.lanes, before_, seen_, mean_, states_, v_}; }
+  Track<T, MOEBIUS> track(LoopRow<T, MOEBIUS>& loop) {
+    return {&run_, &loop, b_.lanes, before_, seen_, mean_, states_, v_};
+  }
 
   // What is to be kept of a chunk that was computed.
   void keep(int64_t t0, int64_t count) {
@@ -81,13 +83,14 @@ void forward_block(const OscillatorScanForward& call, const Block<T>& b, bool& o
 
 // Rows of a closed loop side by side.
 template <class T, bool MOEBIUS>
-void forward_rows(const OscillatorScanForward& call, const LoopWeights<T>& weights, const RowBlocks<T>& blocks, bool& ok,
-                  Watch* watch) {
+void forward_rows(const OscillatorScanForward& call, const LoopWeights<T>& weights, const RowBlocks<T>& blocks,
+                  bool& ok, Watch* watch) {
   constexpr int64_t C = Forward<T, MOEBIUS>::kChunk;
   const OscillatorScan& scan = call.scan;
   std::optional<LoopRow<T, MOEBIUS>> loops[kSideBySide];
   std::optional<Forward<T, MOEBIUS>> rows[kSideBySide];
-  const int64_t count = blocks.count, room = Forward<T, MOEBIUS>::room(scan, blocks[0]) + LoopRow<T, MOEBIUS>::room(weights, 1);
+  const int64_t count = blocks.count;
+  const int64_t room = Forward<T, MOEBIUS>::room(scan, blocks[0]) + LoopRow<T, MOEBIUS>::room(weights, 1);
   Arena<T> arena(count * room, blocks[0], ok);
   if (failed(ok)) return;
   for (int64_t r = 0; r < count; ++r) {

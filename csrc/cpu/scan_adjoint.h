@@ -66,7 +66,6 @@ template <class T, bool MOEBIUS> class Adjoint {
   }
 
   Run<T, MOEBIUS>& run_of_states() { return run_; }
-  const Block<T>& block() const { return b_; }
   Parts<T> carry_seen() const { return carry_seen_; }
   T* gradients() const { return outputs_[0]; }  // of a step's p, q, gate, phase, [lanes] each, and forget, [heads]
 

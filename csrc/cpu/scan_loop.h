@@ -22,13 +22,15 @@ template <class T> class LoopWeights {
         by_communities_(2 * communities * inputs, ok) {
     if (failed(ok)) return;
     const int64_t M = scan.loop.communities, width = scan.heads * scan.oscillators;
-    const T *const c = static_cast<const T*>(pointer(scan.loop.c)), *const u = static_cast<const T*>(pointer(scan.loop.u));
+    const T* const c = static_cast<const T*>(pointer(scan.loop.c));
+    const T* const u = static_cast<const T*>(pointer(scan.loop.u));
     zero<T>(c_, communities * lanes);
     zero<T>(u_, inputs * 2 * communities);
     for (int64_t m = 0; m < M; ++m) b.copy_in(code_of<T>(), c + m * width, c_ + m * lanes);
+    const size_t bytes = sizeof(T) * static_cast<size_t>(M);
     const auto copy_row = [&](int64_t from, int64_t to) {
       for (int64_t part = 0; part < 2; ++part)
-        __builtin_memcpy(u_ + (2 * to + part) * communities, u + (2 * from + part) * M, sizeof(T) * static_cast<size_t>(M));
+        __builtin_memcpy(u_ + (2 * to + part) * communities, u + (2 * from + part) * M, bytes);
     };
     for (int64_t k = 0; k < 4; ++k)
       for (int64_t h = 0; h < b.heads; ++h)
@@ -80,7 +82,8 @@ template <class T, bool MOEBIUS> class LoopRow {
     return steps * (w.inputs + 4 * w.communities) + 2 * kChunk * w.communities;
   }
 
-  LoopRow(const OscillatorScan& scan, const Block<T>& block, const LoopWeights<T>& weights, int64_t steps, Arena<T>& arena)
+  LoopRow(const OscillatorScan& scan, const Block<T>& block, const LoopWeights<T>& weights, int64_t steps,
+          Arena<T>& arena)
       : scan_(scan), b_(block), w_(weights), listens_(scan.loop.listen.data != 0) {
     strength_ = arena.zeros(kChunk * w_.communities);
     slope_ = arena.zeros(kChunk * w_.communities);
