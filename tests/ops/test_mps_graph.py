@@ -135,6 +135,17 @@ def test_oscillator_scan(trace: Trace, case: str, kind: str, dtype: torch.dtype)
     check(trace, tuple(used), leaves)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["stuart_landau", "moebius"])
+@pytest.mark.parametrize("save", ["all", 2])
+def test_a_closed_loop(trace: Trace, save: Any, kind: str, dtype: torch.dtype) -> None:
+    wide, forget = [leaf(dtype, 2, 5, 6) for _ in range(4)], leaf(dtype, 2, 5, 3)
+    loop = leaf(dtype, 4, 6), leaf(dtype, 27, 8), leaf(dtype, 2, 5, 4)
+    reset = torch.zeros(2, 5, dtype=torch.bool, device=MPS)
+    re, im, last = oscillator_scan(*wide, None, forget, kind=kind, feedback=loop, reset=reset, save=save)
+    check(trace, (re, im, *last), [*wide, forget, *loop])
+
+
 def test_packed_documents_and_a_step(trace: Trace) -> None:
     wide = [leaf(torch.float32, 1, 5, 6) for _ in range(4)]
     marks = torch.zeros(3, dtype=torch.int32, device=MPS)
