@@ -125,7 +125,8 @@ def backward(
     cpu.extension.oscillator_scan_backward(call, torch.get_num_threads())
     if loop is None:
         return [*results, None, None, None]
-    of_c, of_u = loop.of_weights((*results[:4], results[5])) if of_weights else (None, None)
+    of_c = loop.of_communities() if needed[9] else None
+    of_u = loop.of_feedback((*results[:4], results[5])) if needed[10] else None
     return [*(r if need else None for r, need in zip(results, needed, strict=False)), of_c, of_u, loop.g_listen]
 
 
@@ -149,8 +150,10 @@ class _LoopGradients:
         """Of the struct ScanLoopGradients."""
         return *(x.data_ptr() for x in (*self.v, self.f, self.g_y)), address(self.g_listen)
 
-    def of_weights(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor]:
+    def of_communities(self) -> Tensor:
         re, im = torch.split(self.g_y, self.communities, -1)
-        of_c = product(re.t(), self.v[0]) + product(im.t(), self.v[1])
+        return product(re.t(), self.v[0]) + product(im.t(), self.v[1])
+
+    def of_feedback(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
         flat = [g.reshape(-1, g.shape[-1]) for g in inputs if g is not None]
-        return of_c, torch.cat([product(g.t(), self.f) for g in flat])
+        return torch.cat([product(g.t(), self.f) for g in flat])
