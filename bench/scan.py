@@ -76,6 +76,10 @@ class Scan:
         return self.call(self.ours, direction, self.grads)
 
 
+def name_of(case: str, threads: int) -> str:
+    return f"{case}, {threads} thread{'s' * (threads > 1)}"
+
+
 def gated(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t[:GATE_ROWS, :GATE_STEPS] for t in tensors]
 

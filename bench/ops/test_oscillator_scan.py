@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.compare import FLOOR, Figure, check, compare, record
 from bench.interleave import SMOKE, THREADS, Call, Quantiles, Turns, rounds_for
-from bench.scan import DIRECTIONS, GATE_ROWS, HARMONICS, OSCILLATORS, Scan, Size
+from bench.scan import DIRECTIONS, GATE_ROWS, HARMONICS, OSCILLATORS, Scan, Size, name_of
 from kssm_kernels import OscillatorBank, backends
 from tests.support import naive
 from tests.support.oscillator_scan import KINDS
@@ -34,10 +34,6 @@ directions = pytest.mark.parametrize("direction", DIRECTIONS)
 numbers_of_threads = pytest.mark.parametrize("threads", [THREADS, 1])
 
 
-def name_of(case: str, direction: str, threads: int) -> str:
-    return f"{case}, {direction}, {threads} thread{'s' * (threads > 1)}"
-
-
 @numbers_of_threads
 @directions
 @couplings
@@ -51,7 +47,7 @@ def test_against_the_loop(
     scan.check()
     ours = scan.our_call(direction)
     loop = scan.call(scan.loop, direction, [torch.complex(*scan.grads)])
-    compare(benchmark, name_of(scan.case, direction, threads), ours, {LOOP: loop}, TARGETS, SECONDS)
+    compare(benchmark, name_of(f"{scan.case}, {direction}", threads), ours, {LOOP: loop}, TARGETS, SECONDS)
 
 
 @directions
@@ -69,7 +65,7 @@ def test_against_jax(benchmark: BenchmarkFixture, size: Size, kind: str, coupled
     scan.check(jax_scan.results_of(forward, both, scan.args))
     ours = scan.our_call(direction)
     other = forward if direction == "forward" else both
-    compare(benchmark, name_of(scan.case, direction, THREADS), ours, {JAX: other}, TARGETS, SECONDS)
+    compare(benchmark, name_of(f"{scan.case}, {direction}", THREADS), ours, {JAX: other}, TARGETS, SECONDS)
 
 
 @numbers_of_threads
@@ -99,7 +95,7 @@ def test_beside_the_floor(benchmark: BenchmarkFixture, size: Size, kind: str, di
     if benchmark.stats is None:  # --benchmark-disable
         return
     ours, least = (Quantiles.of([1e9 * s / scan.numbers for s in t.samples]) for t in turns)
-    case = f"{name_of(scan.case, direction, threads)}, per oscillator and step"
+    case = name_of(f"{scan.case}, {direction}", threads) + ", per oscillator and step"
     record(benchmark, [Figure(case, FLOOR, "ns", ours, least, "floor", None)])
 
 
@@ -153,4 +149,4 @@ def test_bank_against_gru(benchmark: BenchmarkFixture, size: Size, kind: str, di
         else:
             calls.append(lambda module=module, inputs=inputs: torch.autograd.grad(module(inputs[0])[0], inputs, grad))
     case = f"OscillatorBank {kind}, B={rows} T={steps} width {width}"
-    compare(benchmark, name_of(case, direction, threads), calls[0], {GRU: calls[1]}, TARGETS, SECONDS)
+    compare(benchmark, name_of(f"{case}, {direction}", threads), calls[0], {GRU: calls[1]}, TARGETS, SECONDS)

@@ -12,8 +12,8 @@ from functools import partial
 
 import pytest
 import torch
-from kssm.models import ARCHITECTURES, LanguageModel
-from kssm.train.config import PRESETS
+from kssm.models import LanguageModel
+from kssm.train.config import PRESETS, ModelConfig
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 from torch.nn import functional
@@ -21,7 +21,7 @@ from torch.nn import functional
 import kssm_kernels
 from bench.compare import check, compare
 from bench.interleave import SMOKE, THREADS, Call
-from bench.scan import DIRECTIONS, Scan
+from bench.scan import DIRECTIONS, Scan, name_of
 from tests.support.oscillator_scan import KINDS
 
 LOOP, GRU = "torch loop, complex", "torch.nn.GRU"
@@ -33,10 +33,6 @@ VOCABULARY = 65
 kinds = pytest.mark.parametrize("kind", KINDS)
 directions = pytest.mark.parametrize("direction", DIRECTIONS)
 numbers_of_threads = pytest.mark.parametrize("threads", [THREADS, 1])
-
-
-def name_of(case: str, threads: int) -> str:
-    return f"{case}, {threads} thread{'s' * (threads > 1)}"
 
 
 def gru_call(direction: str) -> Call:
@@ -68,10 +64,8 @@ def test_closed_loop(benchmark: BenchmarkFixture, kind: str, direction: str, thr
 
 def model_of(arch: str) -> LanguageModel:
     preset = PRESETS["v4-100k" if SMOKE else "v4-1m"]
-    config = {f: getattr(preset.model, f) for f in ARCHITECTURES["v4"].__dataclass_fields__}
-    if arch == "v4":
-        return ARCHITECTURES["v4"](**config).build(VOCABULARY, preset.context)
-    return ARCHITECTURES[arch](dim=9 if SMOKE else 256, layers=2, dropout=0.0).build(VOCABULARY, preset.context)
+    options = preset.model if arch == "v4" else ModelConfig(arch=arch, dim=9 if SMOKE else 256)
+    return options.architecture().build(VOCABULARY, preset.context)
 
 
 def training_step(model: LanguageModel, tokens: torch.Tensor) -> Callable[[], None]:
